@@ -1,0 +1,60 @@
+"""The servers a job runs on: inventory YAML -> Inventory (frozen)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping, NewType, Optional, Tuple
+
+SshAddress = NewType("SshAddress", str)
+"""Where ssh connects to: a DNS name or an IP address."""
+
+ServerId = NewType("ServerId", str)
+"""``server_id`` of the rank table: any text of at most 64 characters, usually the host's IP."""
+
+DeviceIp = NewType("DeviceIp", str)
+"""Address of the RoCE NIC of one device."""
+
+
+@dataclass(frozen=True)
+class SshOptions:
+    """How to reach a host over SSH. Paths are as written (``~`` expanded). Times in seconds."""
+
+    user: Optional[str] = None
+    port: int = 22
+    key: Optional[str] = None
+    known_hosts: Optional[str] = None
+    connect_timeout: float = 10.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """One server of the inventory with its settings resolved (defaults < group < host)."""
+
+    name: str
+    address: SshAddress
+    server_id: ServerId
+    devices: Tuple[int, ...]
+    device_target: str
+    workdir: str
+    python: str
+    connection: str = "ssh"
+    """``ssh`` or ``local``."""
+    setup: str = ""
+    """Shell line run before each rank, e.g. ``source …/set_env.sh``."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    device_ips: Tuple[DeviceIp, ...] = ()
+    """Declared device IPs in the order of ``devices``; empty: ask the host."""
+    groups: Tuple[str, ...] = ()
+    ssh: SshOptions = SshOptions()
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All hosts, in the order of the file, and the defaults for jobs that it carries."""
+
+    cluster: str
+    hosts: Tuple[Host, ...]
+    source: str
+    """File name, for messages."""
+    job: Mapping[str, object] = field(default_factory=dict)
+    """The ``job:`` section: defaults for launch options (config, recipe, scheduler_port …)."""

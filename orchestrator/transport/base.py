@@ -1,0 +1,93 @@
+"""The seam between glm2-orch and a host: run a command, move files, follow a stream.
+
+Two implementations exist, ``ssh`` (paramiko) and ``local`` (subprocess). Tests may pass any
+object of this shape. A transport serves one host, keeps one connection, and may be used from
+several threads at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional, Protocol, Sequence
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended on the host with a known exit status (a signal is 128 + number)."""
+
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_status == 0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file to be written on a host: path relative to the destination, content or source, mode.
+
+    Exactly one of ``content`` and ``source`` (a local file) is given.
+    """
+
+    path: str
+    content: Optional[bytes] = None
+    source: Optional[Path] = None
+    mode: int = 0o600
+
+
+class Stream(Protocol):
+    """Standard output of a running remote command, as it arrives.
+
+    Iteration yields chunks of bytes and ends at end of file. A connection that is lost raises
+    TransportError from the iterator: the command may still be running.
+    """
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None:
+        """Stop reading and drop the channel; safe from another thread, and twice."""
+        ...
+
+    @property
+    def exit_status(self) -> Optional[int]:
+        """Exit status once the stream has ended; None where it is not known."""
+        ...
+
+
+class Transport(Protocol):
+    """What the engine needs of a host. All failures of the wire raise TransportError subclasses."""
+
+    name: str
+    """Inventory name of the host."""
+
+    def run(
+        self, argv: Sequence[str], *, stdin: bytes = b"", timeout: Optional[float] = 60.0
+    ) -> Completed:
+        """Run ``argv`` (quoted by the transport, never interpreted by a shell beyond that) and wait.
+
+        A non-zero exit is a result, not an error. ``timeout`` in seconds raises HostTimeout.
+        """
+        ...
+
+    def put(self, files: Sequence[RemoteFile], dest: str) -> None:
+        """Write ``files`` below the folder ``dest`` (made when missing), each atomically, verified
+        by SHA-256 on the host. One round trip. Needs the host's Python.
+
+        Raises HostNotReady when the host has no Python or the folder cannot be written (the
+        message names the folder and the reason: permission, read-only, no space).
+        """
+        ...
+
+    def get(self, path: str, dest: Path, *, offset: int = 0) -> int:
+        """Append the bytes of the host's file ``path`` from ``offset`` to the local file ``dest``
+        (truncated to ``offset`` first); return the number of bytes received."""
+        ...
+
+    def stream(self, argv: Sequence[str]) -> Stream:
+        """Start ``argv`` and hand out its standard output as it arrives."""
+        ...
+
+    def close(self) -> None: ...
