@@ -66,7 +66,7 @@ class Transport(Protocol):
     def run(
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout: Optional[float] = 60.0
     ) -> Completed:
-        """Run ``argv`` (quoted by the transport, never interpreted by a shell beyond that) and wait.
+        """Run ``argv`` (quoted by the transport, so no shell interprets it) and wait.
 
         A non-zero exit is a result, not an error. ``timeout`` in seconds raises HostTimeout.
         """
