@@ -1,9 +1,11 @@
-"""The servers a job runs on: inventory YAML -> Inventory (frozen)."""
+"""What an inventory says, with all settings resolved (frozen)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Mapping, NewType, Optional, Tuple
+
+from orchestrator.errors import Location
 
 SshAddress = NewType("SshAddress", str)
 """Where ssh connects to: a DNS name or an IP address."""
@@ -14,10 +16,14 @@ ServerId = NewType("ServerId", str)
 DeviceIp = NewType("DeviceIp", str)
 """Address of the RoCE NIC of one device."""
 
+SPARES = "spares"
+"""Name of the group whose hosts stand by: no job runs on them until one takes another's place."""
+
 
 @dataclass(frozen=True)
 class SshOptions:
-    """How to reach a host over SSH. Paths are as written (``~`` expanded). Times in seconds."""
+    """How to reach a host over SSH. Paths have ``~`` expanded and are relative to the inventory
+    file's folder where written so. Times in seconds."""
 
     user: Optional[str] = None
     port: int = 22
@@ -36,6 +42,7 @@ class Host:
     devices: Tuple[int, ...]
     device_target: str
     workdir: str
+    """Absolute folder on the host."""
     python: str
     connection: str = "ssh"
     """``ssh`` or ``local``."""
@@ -50,7 +57,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All hosts, in the order of the file, and the defaults for jobs that it carries."""
+    """The hosts a job runs on, in the order of the file, and the defaults for jobs."""
 
     cluster: str
     hosts: Tuple[Host, ...]
@@ -58,3 +65,9 @@ class Inventory:
     """File name, for messages."""
     job: Mapping[str, object] = field(default_factory=dict)
     """The ``job:`` section: defaults for launch options (config, recipe, scheduler_port …)."""
+    job_locations: Mapping[Tuple[str, ...], Location] = field(default_factory=dict)
+    """Places of the values in ``job``, for messages."""
+    folder: str = "."
+    """Folder of the file: relative paths in it start here."""
+    spares: Tuple[Host, ...] = ()
+    """Hosts of the group ``spares``, not among ``hosts`` unless ``limit`` names them."""

@@ -1,0 +1,30 @@
+"""The servers a job runs on: inventory YAML -> Inventory (frozen)."""
+
+from orchestrator.inventory.devices import DevicesError, parse_devices
+from orchestrator.inventory.limit import limit
+from orchestrator.inventory.model import (
+    DeviceIp,
+    Host,
+    Inventory,
+    ServerId,
+    SshAddress,
+    SshOptions,
+)
+from orchestrator.inventory.patterns import PatternError, expand
+from orchestrator.inventory.read import load_inventory, parse_inventory
+
+__all__ = [
+    "DeviceIp",
+    "DevicesError",
+    "Host",
+    "Inventory",
+    "PatternError",
+    "ServerId",
+    "SshAddress",
+    "SshOptions",
+    "expand",
+    "limit",
+    "load_inventory",
+    "parse_devices",
+    "parse_inventory",
+]
