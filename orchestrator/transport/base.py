@@ -2,7 +2,8 @@
 
 Two implementations exist, ``ssh`` (paramiko) and ``local`` (subprocess). Tests may pass any
 object of this shape. A transport serves one host, keeps one connection, and may be used from
-several threads at once.
+several threads at once. It connects when it is first used and again when the connection has died
+in the meantime; a command that has been started is never repeated. Every error carries ``host``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Stream(Protocol):
     """Standard output of a running remote command, as it arrives.
 
     Iteration yields chunks of bytes and ends at end of file. A connection that is lost raises
-    TransportError from the iterator: the command may still be running.
+    TransportError from the iterator: the command may still be running. The command's standard
+    input stays open and empty until ``close`` or the loss of the connection, so that a command
+    can watch it to learn that nobody follows any more.
     """
 
     def __iter__(self) -> Iterator[bytes]: ...
@@ -54,6 +57,11 @@ class Stream(Protocol):
     @property
     def exit_status(self) -> Optional[int]:
         """Exit status once the stream has ended; None where it is not known."""
+        ...
+
+    @property
+    def stderr(self) -> bytes:
+        """The last 8 KiB of standard error so far: why a command ended that should not have."""
         ...
 
 
@@ -68,7 +76,10 @@ class Transport(Protocol):
     ) -> Completed:
         """Run ``argv`` (quoted by the transport, so no shell interprets it) and wait.
 
-        A non-zero exit is a result, not an error. ``timeout`` in seconds raises HostTimeout.
+        A non-zero exit is a result, not an error; a program that does not exist or cannot be
+        run is exit status 127 or 126, as in a shell. ``timeout`` in seconds raises HostTimeout
+        (a local command is killed; a remote one may live on). A connection lost before the exit
+        status has arrived raises HostUnreachable: what happened there is unknown.
         """
         ...
 
@@ -77,17 +88,24 @@ class Transport(Protocol):
         by SHA-256 on the host. One round trip. Needs the host's Python.
 
         Raises HostNotReady when the host has no Python or the folder cannot be written (the
-        message names the folder and the reason: permission, read-only, no space).
+        message names the folder and the reason: permission, read-only, no space); nothing is
+        left behind then. Raises SpecError when a source cannot be read here.
         """
         ...
 
     def get(self, path: str, dest: Path, *, offset: int = 0) -> int:
         """Append the bytes of the host's file ``path`` from ``offset`` to the local file ``dest``
-        (truncated to ``offset`` first); return the number of bytes received."""
+        (truncated to ``offset`` first); return the number of bytes received.
+
+        Raises HostNotReady when the file cannot be read there or ``dest`` not be written here.
+        After a TransportError ``dest`` keeps what has arrived: continue from its size.
+        """
         ...
 
     def stream(self, argv: Sequence[str]) -> Stream:
         """Start ``argv`` and hand out its standard output as it arrives."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the connection for good: whoever still waits on it gets a TransportError."""
+        ...

@@ -1,0 +1,74 @@
+"""Threads that keep a command's pipes moving, so that neither side waits for the other."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Callable, Iterable, Optional
+
+CHUNK = 1 << 16
+STDERR_TAIL = 8192
+
+
+class Feeder(threading.Thread):
+    """Writes ``chunks`` to a command's standard input, then closes it.
+
+    A command may end without reading everything (``write`` raises OSError): its answer says why.
+    An error of the source of the chunks is kept in ``error`` for the thread that waits.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[bytes],
+        write: Callable[[bytes], object],
+        close: Callable[[], None],
+    ) -> None:
+        super().__init__(daemon=True, name="feeder")
+        self.error: Optional[Exception] = None
+        self._chunks = chunks
+        self._write = write
+        self._close = close
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for chunk in self._chunks:
+                try:
+                    self._write(chunk)
+                except OSError:
+                    break
+        except Exception as error:  # raised again by the thread that waits
+            self.error = error
+        with contextlib.suppress(OSError):
+            self._close()
+
+
+class Collector(threading.Thread):
+    """Reads a pipe to its end, closes it, and keeps its last ``limit`` bytes (None: all)."""
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        close: Callable[[], None] = lambda: None,
+        limit: Optional[int] = None,
+    ) -> None:
+        super().__init__(daemon=True, name="collector")
+        self._read = read
+        self._close = close
+        self._limit = limit
+        self._kept = bytearray()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            chunk = self._read(CHUNK)
+            if not chunk:
+                self._close()
+                return
+            self._kept += chunk
+            if self._limit is not None and len(self._kept) > self._limit:
+                del self._kept[: -self._limit]
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self._kept)
