@@ -20,7 +20,8 @@
     ├── JobCancelled             8   stopped on request
     ├── Busy                     9   devices or run folder held by another run
     ├── CheckpointError         10   incomplete, corrupt or inconsistent
-    └── PartialFailure          11   some hosts succeeded, some did not
+    ├── PartialFailure          11   some hosts succeeded, some did not
+    └── HostErrors               *   several hosts failed; the status of the gravest of them
 
 Exit status 1 is a bug of ours (any exception outside this tree); 130 and 143 mean that
 the command itself was interrupted.
@@ -29,7 +30,7 @@ the command itself was interrupted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import ClassVar, Optional, Sequence
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class OrchError(Exception):
     """
 
     code: ClassVar[str] = "error"
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
 
     def __init__(
         self,
@@ -166,3 +167,24 @@ class CheckpointError(OrchError):
 class PartialFailure(OrchError):
     code = "partial"
     exit_status = 11
+
+
+class HostErrors(OrchError):
+    """Errors of several hosts at once, none of them hidden: see ``errors``.
+
+    The exit status and code are those of the gravest: a host that is not ready or unreachable
+    is named before one that is busy.
+    """
+
+    code = "hosts"
+
+    def __init__(self, message: str, errors: Sequence[OrchError]) -> None:
+        gravest = min(errors, key=lambda error: error.exit_status)
+        super().__init__(message, hint=gravest.hint)
+        self.errors = tuple(errors)
+        self.exit_status = gravest.exit_status
+
+
+def one_error(message: str, errors: Sequence[OrchError]) -> OrchError:
+    """The single error itself, or a HostErrors that says ``message`` and carries all."""
+    return errors[0] if len(errors) == 1 else HostErrors(message, errors)

@@ -1,0 +1,1 @@
+"""The imperative shell: the only place where planning, watching, transport and runs meet."""

@@ -1,0 +1,1 @@
+"""Reading the raw logs that were copied from the hosts."""

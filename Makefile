@@ -1,0 +1,72 @@
+# Two commands: `make demo` runs the main job on this machine, `make test` runs every test.
+# Both set up what they need in .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test lint format bench loopback-up loopback-down clean
+
+help:
+	@echo 'make demo    set up, then train, collect, merge, evaluate and predict on this machine'
+	@echo 'make test    set up, then lint and run all tests (PYTEST_ARGS="-k name" narrows them)'
+	@echo 'make lint    ruff, mypy --strict, import contracts'
+	@echo 'make format  let ruff format the code'
+	@echo 'make bench   run the benchmarks against their peers'
+	@echo 'make loopback-up / loopback-down   12 local ssh servers for inventories/loopback12.yaml'
+	@echo 'make clean   remove .venv and what was built'
+
+setup: $(VENV)/.worker
+
+demo: $(VENV)/.worker
+	@bash scripts/demo.sh $(abspath $(BIN))
+
+test: $(VENV)/.test sshd lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+loopback-up: $(VENV)/.test sshd
+	$(BIN)/python -m tests.cluster.sshd up --hosts 12 --port 2222 --dir .loopback
+
+loopback-down: $(VENV)/.test
+	$(BIN)/python -m tests.cluster.sshd down --dir .loopback
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The tests start real ssh servers. Where the program is missing and can be installed, install it.
+.PHONY: sshd
+sshd:
+	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'installing openssh-server for the tests'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq openssh-server >/dev/null; } || true; \
+	  fi; \
+	  PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null \
+	    || echo 'openssh-server is missing: tests over SSH will be skipped'; }
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed; name one: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+
+$(VENV)/.worker: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo 'installing glm2-orch and MindSpore into $(VENV)'
+	$(PIP) install --quiet -e '.[worker]'
+	@touch $@
+
+$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo 'installing glm2-orch, MindSpore and the test tools into $(VENV)'
+	$(PIP) install --quiet -e '.[worker,test]'
+	@touch $@ $(VENV)/.worker

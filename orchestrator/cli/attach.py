@@ -1,0 +1,96 @@
+"""``glm2-orch attach``, and the background controller behind ``launch --detach``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.output import output_option, say
+from orchestrator.errors import Busy, OrchError
+
+if TYPE_CHECKING:
+    from orchestrator.runs.layout import RunPaths
+
+
+@click.command()
+@click.argument("run", default="latest")
+@click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
+@output_option("table", "json")
+def attach(run: str, show_logs: bool, output: str) -> None:
+    """Follow RUN (default: latest) again: a detached one, or one whose controller died."""
+    from orchestrator.cli.ending import follow_to_end, tell_ending
+    from orchestrator.engine.control import ended, reopened, watch_in_background
+    from orchestrator.runs import lease
+    from orchestrator.runs.layout import RunStore, home
+
+    paths = RunStore(home()).resolve(run)
+    if ended(paths):
+        tell_ending(paths, output)
+        return
+    try:
+        held = lease.acquire(paths.lock, "attach")
+    except Busy:
+        _view(paths, show_logs)
+        tell_ending(paths, output)
+        return
+    say(f"run {paths.run_id} had no controller; this command watches it now")
+    try:
+        with reopened(paths) as opened:
+            follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=show_logs, output=output)
+    except KeyboardInterrupt:
+        held.release()
+        watch_in_background(paths)
+        say(f"detached: run {paths.run_id} goes on, watched in the background")
+        raise
+    finally:
+        held.release()
+
+
+@click.command(hidden=True)
+@click.argument("run")
+def control(run: str) -> None:
+    """Watch RUN until it ends, without a terminal (used by launch --detach)."""
+    from orchestrator.cli.ending import follow_to_end
+    from orchestrator.engine.control import reopened
+    from orchestrator.runs import lease
+    from orchestrator.runs.layout import RunStore, home
+
+    paths = RunStore(home()).resolve(run)
+    held = lease.acquire(paths.lock, "background controller")
+    try:
+        with reopened(paths) as opened:
+            follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=False, output="table")
+    finally:
+        held.release()
+
+
+def _view(paths: RunPaths, show_logs: bool) -> None:
+    """Look on while another process controls the run: Ctrl-C only ends the looking."""
+    from orchestrator.cli.progress import RunProgress
+    from orchestrator.engine.control import ended
+    from orchestrator.logs.tail import read_lines
+    from orchestrator.runs.journal import parse_line
+    from orchestrator.runs.lease import holder
+    from orchestrator.runs.state import read_state
+
+    ranks = {rank.name: rank.rank for rank in read_state(paths).ranks if rank.rank is not None}
+    files = {f"metrics {name}": paths.metrics(name) for name in ranks}
+    if show_logs:
+        files.update({f"log {name}": paths.log(name) for name in ranks})
+
+    def over() -> bool:
+        return ended(paths) is not None or holder(paths.lock) is None
+
+    with RunProgress(ranks, show_logs=show_logs).shown() as progress:
+        for source, line in read_lines(files, follow=True, ended=over):
+            kind, _, name = source.partition(" ")
+            if kind == "log":
+                progress.log(name, line + b"\n")
+            else:
+                progress.metrics(name, parse_line(line) or {})
+    if ended(paths) is None:
+        raise OrchError(
+            f"the controller of run {paths.run_id} is gone; the run itself may go on",
+            hint=f"watch it from here: glm2-orch attach {paths.run_id}",
+        )

@@ -1,0 +1,90 @@
+"""Following a run on the terminal to its end, and saying how it ended: the last line counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, List, Optional
+
+from orchestrator.cli.output import print_json, say, seconds
+from orchestrator.errors import HostUnreachable, JobCancelled, JobFailed, OrchError
+
+if TYPE_CHECKING:
+    from orchestrator.engine.launch import OpenRun
+    from orchestrator.runs.layout import RunPaths
+    from orchestrator.runs.state import RunState
+
+_LAST_LINES = 20
+
+
+def follow_to_end(run: OpenRun, *, grace_s: float, show_logs: bool, output: str) -> None:
+    """Follow, holding the run's lease; print the ending; raise the error it calls for."""
+    from orchestrator.cli.progress import RunProgress
+    from orchestrator.engine.launch import watch_run
+
+    ranks = {
+        process.name: process.rank
+        for host in run.plan.hosts
+        for process in host.processes
+        if process.rank is not None
+    }
+    with RunProgress(ranks, show_logs=show_logs).shown() as progress:
+        watch_run(run, progress, grace_s=grace_s)
+    tell_ending(run.paths, output)
+
+
+def tell_ending(paths: RunPaths, output: str) -> None:
+    """Say how an ended run ended. Raises JobFailed, JobCancelled or HostUnreachable."""
+    from orchestrator.cli.status import state_record
+    from orchestrator.runs.state import read_state
+
+    state = read_state(paths)
+    if output == "json":
+        print_json(state_record(state))
+    error = ending_error(state)
+    if error is None:
+        took = seconds((state.ended or 0) - (state.created or 0))
+        say(f"run {state.run_id} succeeded: {len(state.ranks)} of {len(state.ranks)} ranks, {took}")
+        return
+    for line in _evidence(paths, state):
+        say(line)
+    if output == "json":
+        # The state is on stdout already: only the talk and the exit status remain.
+        say(f"error: {error}")
+        raise SystemExit(error.exit_status)
+    raise error
+
+
+def ending_error(state: RunState) -> Optional[OrchError]:
+    """The error that the ending of a run stands for; None for success."""
+    cause = (state.cause or {}).get("sentence") or "the cause is not known"
+    if state.exit_status == 0:
+        return None
+    if state.exit_status == 5:
+        return HostUnreachable(
+            f"run {state.run_id} failed: {cause}",
+            hint="see that the host is up, then: glm2-orch status " + state.run_id,
+        )
+    if state.status.value == "cancelled":
+        return JobCancelled(f"run {state.run_id} was stopped", hint="")
+    return JobFailed(
+        f"run {state.run_id} failed: {cause}",
+        hint=f"read the log: glm2-orch logs {state.run_id}{_rank_option(state)}",
+    )
+
+
+def _rank_option(state: RunState) -> str:
+    rank = (state.cause or {}).get("rank")
+    return "" if rank is None else f" --rank {rank}"
+
+
+def _evidence(paths: RunPaths, state: RunState) -> List[str]:
+    """The last lines of the process that failed first."""
+    from orchestrator.logs.tail import read_lines
+    from orchestrator.logs.text import decode_line
+
+    process = (state.cause or {}).get("process")
+    if not isinstance(process, str):
+        return []
+    lines = [line for _, line in read_lines({process: paths.log(process)}, last=_LAST_LINES)]
+    if not lines:
+        return [f"{process} wrote nothing to its log"]
+    return [f"last lines of {process}:", *(f"  | {decode_line(line)}" for line in lines)]

@@ -1,0 +1,113 @@
+"""``glm2-orch launch``: plan, send, start, follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from orchestrator.cli.output import output_option, print_json, say
+from orchestrator.cli.request import inventory_options, job_options
+
+if TYPE_CHECKING:
+    from orchestrator.engine.launch import OpenRun
+    from orchestrator.planning.plan import Plan
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@inventory_options
+@job_options
+@click.option("--detach", is_flag=True, help="Return once the ranks run; a controller stays behind.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and touch no host.")
+@click.option("--yes", is_flag=True, help="Do not ask before starting on several hosts.")
+@click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
+@output_option("table", "json")
+def launch(
+    inventory_file: str,
+    limit: Optional[str],
+    detach: bool,
+    dry_run: bool,
+    yes: bool,
+    show_logs: bool,
+    output: str,
+    **request: Any,
+) -> None:
+    """Run a job on the servers of an inventory and follow it to its end.
+
+    MODE is train, finetune, eval, predict or export; arguments after -- go to the worker. The exit
+    status is that of the job: 0 only when every rank succeeded. The first Ctrl-C leaves the job
+    running and detaches; `glm2-orch stop` ends it.
+    """
+    from orchestrator.cli import request as requests
+    from orchestrator.cli.plan import print_plan
+    from orchestrator.cli.progress import steps_shown
+    from orchestrator.engine.hosts import connected
+    from orchestrator.engine.launch import open_run, start_run
+    from orchestrator.runs.layout import RunStore, home
+
+    inventory = requests.read_inventory(inventory_file, limit)
+    job = requests.build_job(inventory, request)
+    inventory = requests.with_devices(inventory, request.get("devices"))
+    if dry_run:
+        print_plan(requests.plan_offline(inventory, job, None), output)
+        return
+    store = RunStore(home())
+    with connected(inventory.hosts) as transports:
+        with steps_shown() as progress:
+            plan = requests.plan_live(inventory, job, transports, progress)
+        _confirm(plan, yes)
+        run = open_run(store, inventory, plan, transports)
+        say(f"run {plan.run_id}: {plan.world_size} ranks on {len(plan.hosts)} hosts")
+        with steps_shown() as progress:
+            start_run(run, progress)
+        if detach:
+            _detach(run, output)
+            return
+        _follow(run, job.grace_s, show_logs, output)
+
+
+def _follow(run: OpenRun, grace_s: float, show_logs: bool, output: str) -> None:
+    from orchestrator.cli.ending import follow_to_end
+    from orchestrator.engine.control import watch_in_background
+    from orchestrator.runs import lease
+
+    held = lease.acquire(run.paths.lock, "launch")
+    try:
+        follow_to_end(run, grace_s=grace_s, show_logs=show_logs, output=output)
+    except KeyboardInterrupt:
+        held.release()
+        watch_in_background(run.paths)
+        say(f"detached: run {run.paths.run_id} goes on, watched in the background")
+        say(f"  follow it: glm2-orch attach {run.paths.run_id}")
+        say(f"  end it:    glm2-orch stop {run.paths.run_id}")
+        raise
+    except BaseException as error:
+        # SIGTERM to the command (a scheduler's time limit, a log-out): the job is not ours to end.
+        if type(error).__name__ == "_Terminated":
+            held.release()
+            watch_in_background(run.paths)
+        raise
+    finally:
+        held.release()
+
+
+def _detach(run: OpenRun, output: str) -> None:
+    from orchestrator.engine.control import watch_in_background
+
+    pid = watch_in_background(run.paths)
+    if output == "json":
+        print_json({"run_id": run.paths.run_id, "status": "running", "controller_pid": pid})
+    else:
+        click.echo(run.paths.run_id)
+    say(f"  follow it: glm2-orch attach {run.paths.run_id}")
+
+
+def _confirm(plan: Plan, yes: bool) -> None:
+    import sys
+
+    if yes or len(plan.hosts) < 2 or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    question = f"Start {plan.world_size} ranks on {len(plan.hosts)} hosts?"
+    click.confirm(question, default=True, abort=True, err=True)
+
+

@@ -1,0 +1,132 @@
+"""``glm2-orch``: the command group, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any, List, NoReturn, Optional
+
+import click
+
+from orchestrator.cli import (
+    attach,
+    ckpt,
+    collect,
+    facts,
+    launch,
+    logs,
+    plan,
+    ranktable,
+    runs,
+    status,
+    stop,
+)
+from orchestrator.errors import HostErrors, OrchError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="glm2-orch", prog_name="glm2-orch")
+def cli() -> None:
+    """Train ChatGLM2 with MindSpore on many Ascend servers.
+
+    An inventory of servers becomes rank tables, environments and running ranks; logs and
+    sharded checkpoints come back and are merged.
+    """
+
+
+for command in (
+    launch.launch,
+    plan.plan,
+    facts.facts,
+    ranktable.ranktable,
+    status.status,
+    logs.logs,
+    stop.stop,
+    attach.attach,
+    attach.control,
+    collect.collect_ckpt,
+    ckpt.merge_ckpt,
+    ckpt.ckpt,
+    runs.runs,
+):
+    cli.add_command(command)
+
+
+def main(argv: Optional[List[str]] = None) -> NoReturn:
+    """Run the command line and exit with the status that ``docs/interface.md`` promises."""
+    signal.signal(signal.SIGTERM, _terminated)
+    meta: dict[str, Any] = {}
+    try:
+        with cli.make_context("glm2-orch", list(sys.argv[1:] if argv is None else argv)) as ctx:
+            meta = ctx.meta
+            cli.invoke(ctx)
+        status = 0
+    except click.exceptions.Exit as stop_:
+        status = stop_.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except OrchError as error:
+        _show(error, as_json=meta.get("glm2.output", "table") != "table")
+        status = error.exit_status
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        status = 130
+    except _Terminated:
+        click.echo("terminated", err=True)
+        status = 143
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except Exception:
+        traceback.print_exc()
+        click.echo(
+            "internal error: this is a bug of glm2-orch; please report it with the lines above",
+            err=True,
+        )
+        status = 1
+    sys.exit(status)
+
+
+class _Terminated(BaseException):
+    """SIGTERM reached the command itself."""
+
+
+def _terminated(_signum: int, _frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
+
+
+def _show(error: OrchError, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "error": _record(error)}, ensure_ascii=False))
+    if isinstance(error, HostErrors):
+        for one in error.errors:
+            click.echo(f"  {one}", err=True)
+            if one.hint and one.hint != error.hint:
+                click.echo(f"    next: {one.hint}", err=True)
+    click.echo(f"error: {error}", err=True)
+    if error.hint:
+        click.echo(f"  next: {error.hint}", err=True)
+
+
+def _record(error: OrchError) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "code": error.code,
+        "exit_status": error.exit_status,
+        "message": error.message,
+        "hint": error.hint,
+        "host": error.host or None,
+        "location": str(error.location) if error.location else None,
+    }
+    if isinstance(error, HostErrors):
+        record["errors"] = [_record(one) for one in error.errors]
+    return record
+
+
+if __name__ == "__main__":
+    main()

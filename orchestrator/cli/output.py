@@ -1,0 +1,86 @@
+"""Data on stdout, talk on stderr; tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option(*formats: str) -> Callable[[F], F]:
+    """``-o/--output``, and ``--json`` for short. The command gets ``output: str``."""
+    choices = formats or ("table", "json")
+
+    def remember(ctx: click.Context, _param: click.Parameter, value: str) -> str:
+        ctx.find_root().meta["glm2.output"] = value
+        return value
+
+    def shorthand(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.find_root().meta["glm2.output"] = ctx.params["output"] = "json"
+
+    def decorate(function: F) -> F:
+        function = click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=shorthand,
+            help="Short for -o json.",
+        )(function)
+        return click.option(
+            "-o",
+            "--output",
+            type=click.Choice(choices),
+            default=choices[0],
+            show_default=True,
+            is_eager=True,
+            callback=remember,
+            help="Form of what is printed on stdout.",
+        )(function)
+
+    return decorate
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One JSON object with ``schema`` first; control characters cannot reach the terminal."""
+    text = json.dumps({"schema": 1, **data}, indent=2, ensure_ascii=False, default=str)
+    click.echo(text)
+
+
+def say(message: str) -> None:
+    """Talk: one line on stderr."""
+    click.echo(message, err=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console that follows NO_COLOR and CLICOLOR, and does not wrap when piped."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    plain = not stream.isatty()
+    no_color: Optional[bool] = True if os.environ.get("CLICOLOR") == "0" else None
+    return Console(
+        file=stream, no_color=no_color, highlight=False, width=200 if plain else None, emoji=False
+    )
+
+
+def seconds(value: Optional[float]) -> str:
+    """A duration for people: ``0.4 s``, ``2 m 05 s``, ``3 h 20 m``."""
+    if value is None:
+        return "?"
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = int(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"

@@ -1,0 +1,118 @@
+"""Taking a run up again: reopening it, following it in the background, ending it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+
+from orchestrator.engine.hosts import connected, load_hosts, on_each
+from orchestrator.engine.launch import OpenRun
+from orchestrator.errors import Busy, OrchError, PlanError
+from orchestrator.planning.plan import Plan, plan_from_json
+from orchestrator.runs import lease
+from orchestrator.runs.journal import Journal
+from orchestrator.runs.layout import RunPaths
+from orchestrator.transport.pool import Outcome
+
+Progress = Callable[[str], None]
+Answer = Dict[str, Any]
+
+
+def read_plan(paths: RunPaths) -> Plan:
+    """The plan that a run executes. Raises PlanError when the file is damaged."""
+    try:
+        text = paths.plan.read_text("utf-8")
+    except OSError as error:
+        raise PlanError(
+            f"cannot read the plan of run {paths.run_id}: {error.strerror}",
+            hint="the run folder is damaged; launch a new run",
+        ) from None
+    return plan_from_json(text)
+
+
+@contextmanager
+def reopened(paths: RunPaths) -> Iterator[OpenRun]:
+    """An existing run, with transports to its hosts."""
+    plan = read_plan(paths)
+    with connected(load_hosts(paths.hosts_file)) as transports:
+        yield OpenRun(paths, Journal(paths.journal), plan, transports)
+
+
+def watch_in_background(paths: RunPaths) -> int:
+    """Start a controller for the run that outlives this process; returns its pid.
+
+    Returns once that process holds the run's lease. Raises OrchError when it ends before.
+    """
+    with paths.controller_log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli.main", "control", paths.run_id],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            env={**os.environ, "GLM2_ORCH_HOME": str(paths.dir.parent.parent)},
+        )
+    while True:
+        held = lease.holder(paths.lock)
+        if held is not None and held.get("pid") == process.pid:
+            return process.pid
+        if process.poll() is not None:
+            if process.returncode in (0, 6, 8):
+                return process.pid
+            raise OrchError(
+                f"the background controller ended with status {process.returncode}",
+                hint=f"see {paths.controller_log}; take over with: glm2-orch attach {paths.run_id}",
+            )
+        time.sleep(0.05)
+
+
+def stop_run(run: OpenRun, *, grace_s: float, progress: Progress) -> List[Outcome[Answer]]:
+    """Ask every host at once to end the run; certificates by host. Idempotent."""
+    plans = {host.host: host for host in run.plan.hosts}
+    run.journal.append("decision", action="stop", rule="stop-requested", evidence={})
+
+    def stop(transport: Any) -> Answer:
+        supervisor = run.supervisor(plans[transport.name])
+        return supervisor.stop("stopped by request", by="request", grace_s=grace_s)
+
+    return on_each(run.transports, "stopping", stop, progress)
+
+
+def end_unwatched(run: OpenRun, watch: Callable[[], object]) -> None:
+    """After ``stop_run``: let the controller write the ending, or do it where there is none.
+
+    ``watch`` follows the run to its end; it is called only when no controller is alive.
+    """
+    try:
+        held = lease.acquire(run.paths.lock, "stop")
+    except Busy:
+        wait_for_end(run.paths)
+        return
+    try:
+        if not ended(run.paths):
+            watch()
+    finally:
+        held.release()
+
+
+def ended(paths: RunPaths) -> Optional[Mapping[str, Any]]:
+    """The run's ``end`` entry, or None."""
+    for event in reversed(Journal(paths.journal).events()):
+        if event.get("event") == "end":
+            return event
+    return None
+
+
+def wait_for_end(paths: RunPaths, timeout: float = 60.0) -> None:
+    """Wait until the run's ending is journaled, its controller is gone, or the time is over."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and lease.holder(paths.lock) is not None:
+        if ended(paths):
+            return
+        time.sleep(0.1)
+

@@ -1,0 +1,94 @@
+"""Talks to the supervisor of one host: the client side of ``docs/contracts.md``, part 3."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Mapping
+
+from orchestrator.errors import Busy, HostNotReady, OrchError, SpecError
+from orchestrator.transport.base import Stream, Transport
+
+Answer = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """The supervisor of a run on one host, reached through its transport."""
+
+    transport: Transport
+    python: str
+    run_dir: str
+
+    @property
+    def host(self) -> str:
+        return self.transport.name
+
+    def arm(self) -> Answer:
+        """Take the locks and wait for ``start``. Raises Busy when another run holds a device."""
+        return self._ask("arm", timeout=60)
+
+    def start(self) -> Answer:
+        return self._ask("start", timeout=60)
+
+    def status(self) -> Answer:
+        return self._ask("status", timeout=30)
+
+    def stop(self, reason: str, *, by: str = "request", grace_s: float = 10.0) -> Answer:
+        """End the run here and return the certificate: ``{"clean": bool, "left": [...]}``."""
+        options = ["--grace", str(grace_s), "--reason", reason, "--by", by]
+        return self._ask("stop", *options, timeout=grace_s + 60)
+
+    def sweep(self) -> Answer:
+        """End what a dead supervisor left behind; returns a certificate as ``stop`` does."""
+        return self._ask("sweep", timeout=60)
+
+    def frames(self, journal_offset: int, offsets: Mapping[str, int]) -> FrameStream:
+        """The run's frames from the given byte offsets on."""
+        options = ["--journal", str(journal_offset), "--offsets", json.dumps(dict(offsets))]
+        return FrameStream(self.transport.stream(self._argv("stream", *options)))
+
+    def _argv(self, command: str, *options: str) -> List[str]:
+        program = f"{self.run_dir}/node/supervisor.py"
+        return [self.python, program, command, "--run-dir", self.run_dir, *options]
+
+    def _ask(self, command: str, *options: str, timeout: float) -> Answer:
+        done = self.transport.run(self._argv(command, *options), timeout=timeout)
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict) and "error" not in answer:
+            return answer
+        raise self._error(command, answer, done.exit_status, done.stderr)
+
+    def _error(self, command: str, answer: Any, status: int, stderr: bytes) -> OrchError:
+        if not isinstance(answer, dict):
+            tail = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
+            return HostNotReady(
+                f"the supervisor's {command} ended with status {status}: {tail[0]}",
+                host=self.host,
+                hint=f"try by hand on {self.host}: {' '.join(self._argv(command))}",
+            )
+        error = answer["error"]
+        kind = {9: Busy, 3: SpecError}.get(status, HostNotReady)
+        return kind(str(error.get("message")), hint=str(error.get("hint", "")), host=self.host)
+
+
+class FrameStream:
+    """Iterates over the frames of a stream; ``close`` from another thread ends it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Answer]:
+        rest = b""
+        for chunk in self._stream:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                frame = json.loads(line)
+                if isinstance(frame, dict):
+                    yield frame
+
+    def close(self) -> None:
+        self._stream.close()

@@ -1,0 +1,1 @@
+"""What to do about what is seen: pure, without clocks, threads or I/O."""
