@@ -21,7 +21,19 @@ help:
 setup: $(VENV)/.worker
 
 demo: $(VENV)/.worker
-	@bash scripts/demo.sh $(abspath $(BIN))
+	@rm -rf .demo
+	@echo '==> 1/5 train a small GLM2 on two ranks'
+	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml finetune
+	@echo '==> 2/5 status'
+	@$(BIN)/glm2-orch status
+	@echo '==> 3/5 collect the sharded checkpoint and merge it'
+	@$(BIN)/glm2-orch collect-ckpt --merge --out .demo
+	@echo '==> 4/5 evaluate the merged weights'
+	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml eval \
+	  --load-checkpoint .demo/merged/tiny_cpu.ckpt --show-result
+	@echo '==> 5/5 predict with the merged weights'
+	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml predict \
+	  --load-checkpoint .demo/merged/tiny_cpu.ckpt --predict-data '类型#上衣*颜色#白色*风格#简约'
 
 test: $(VENV)/.test sshd lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,160 @@
+"""The watcher's rules, one by one, and laws that hold for any sequence of events."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.watching import reducer
+from orchestrator.watching.reducer import (
+    Decide,
+    Finish,
+    Heard,
+    NodeEvent,
+    StopHost,
+    SupervisorLost,
+    Tick,
+    Watch,
+)
+
+
+def play(state: Watch, *events: Tuple[reducer.WatchEvent, float]) -> Tuple[Watch, List]:
+    done: List[reducer.Action] = []
+    for event, now in events:
+        state, actions = reducer.reduce(state, event, now)
+        done += actions
+    return state, done
+
+
+def exited(host: str, name: str, code: int, *, collateral: bool = False, wall: float = 0.0):
+    return NodeEvent(
+        host,
+        {
+            "event": "process_exited",
+            "name": name,
+            "rank": int(name.rsplit("_", 1)[1]),
+            "code": code,
+            "collateral": collateral,
+            "wall": wall,
+        },
+    )
+
+
+def finished(host: str, outcome: str) -> NodeEvent:
+    return NodeEvent(host, {"event": "finished", "outcome": outcome})
+
+
+def test_all_hosts_succeed():
+    state, actions = play(
+        reducer.begin(["a", "b"], 0.0),
+        (exited("a", "rank_0", 0), 1.0),
+        (finished("a", "succeeded"), 1.0),
+        (finished("b", "succeeded"), 2.0),
+    )
+    assert actions == [Finish("succeeded", None)]
+    assert state.over
+
+
+def test_first_failure_stops_the_other_hosts_and_is_kept():
+    state, actions = play(
+        reducer.begin(["a", "b", "c"], 0.0),
+        (exited("b", "rank_1", 139), 1.0),
+        (exited("a", "rank_0", 143, collateral=True), 2.0),
+        (finished("a", "failed"), 2.0),
+        (finished("b", "failed"), 2.0),
+        (exited("c", "rank_2", 1, wall=5.0), 3.0),
+        (finished("c", "failed"), 3.0),
+    )
+    stops = [action.host for action in actions if isinstance(action, StopHost)]
+    assert stops == ["a", "c"]
+    assert state.failure is not None
+    assert (state.failure.process, state.failure.host) == ("rank_1", "b")
+    assert "SIGSEGV (139)" in state.failure.sentence()
+    assert isinstance(actions[-1], Finish)
+    assert actions[-1].outcome == "failed"
+
+
+def test_an_earlier_failure_that_arrives_later_is_the_first():
+    state, _ = play(
+        reducer.begin(["a", "b"], 0.0),
+        (exited("a", "rank_0", 1, wall=20.0), 1.0),
+        (exited("b", "rank_1", 1, wall=19.0), 1.1),
+    )
+    assert state.failure is not None
+    assert state.failure.process == "rank_1"
+
+
+def test_a_rank_that_we_ended_is_never_the_cause():
+    state, actions = play(
+        reducer.begin(["a"], 0.0), (exited("a", "rank_0", 143, collateral=True), 1.0)
+    )
+    assert state.failure is None
+    assert actions == []
+
+
+def test_stop_by_request_is_a_cancellation_on_all_hosts():
+    stopping = NodeEvent("a", {"event": "stopping", "by": "request"})
+    _, actions = play(
+        reducer.begin(["a", "b"], 0.0),
+        (stopping, 1.0),
+        (finished("a", "cancelled"), 2.0),
+        (finished("b", "cancelled"), 2.0),
+    )
+    assert [type(action) for action in actions] == [Decide, StopHost, Finish]
+    assert actions[-1] == Finish("cancelled", None)
+
+
+def test_silence_is_waited_out_before_a_host_is_given_up():
+    state = reducer.begin(["a", "b"], 0.0, silence_s=60.0)
+    state, actions = play(state, (Heard("b"), 50.0), (Tick(), 59.0))
+    assert actions == []
+    state, actions = play(state, (Tick(), 60.0))
+    assert [type(action) for action in actions] == [Decide, StopHost]
+    assert state.failure is not None
+    assert state.failure.rule == "host-silent"
+    _, actions = play(state, (finished("b", "cancelled"), 61.0))
+    assert actions[-1] == Finish("failed", state.failure)
+
+
+def test_a_lost_supervisor_is_a_failure():
+    state, actions = play(reducer.begin(["a"], 0.0), (SupervisorLost("a"), 1.0))
+    assert state.over
+    assert actions[-1] == Finish("failed", state.failure)
+
+
+HOSTS = ["a", "b", "c"]
+EVENTS = st.one_of(
+    st.builds(Heard, st.sampled_from(HOSTS)),
+    st.builds(SupervisorLost, st.sampled_from(HOSTS)),
+    st.builds(finished, st.sampled_from(HOSTS), st.sampled_from(["succeeded", "failed"])),
+    st.builds(
+        exited,
+        st.sampled_from(HOSTS),
+        st.sampled_from(["rank_0", "rank_1"]),
+        st.sampled_from([0, 1, 137]),
+        collateral=st.booleans(),
+    ),
+    st.just(Tick()),
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 30)), max_size=40))
+def test_laws(script):
+    """A run ends at most once; success is never said after a failure; no host is stopped twice."""
+    state = reducer.begin(HOSTS, 0.0)
+    now = 0.0
+    actions: List[reducer.Action] = []
+    for event, elapsed in script:
+        now += elapsed
+        state, more = reducer.reduce(state, event, now)
+        actions += more
+    finishes = [action for action in actions if isinstance(action, Finish)]
+    assert len(finishes) <= 1
+    if finishes and finishes[0].outcome == "succeeded":
+        assert not any(isinstance(action, Decide) for action in actions)
+        assert finishes[0].failure is None
+    stopped = [action.host for action in actions if isinstance(action, StopHost)]
+    assert len(stopped) == len(set(stopped))
+    assert state.over == bool(finishes)
