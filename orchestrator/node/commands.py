@@ -1,0 +1,139 @@
+"""The commands of the supervisor: each prints one JSON object, ``stream`` one a line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import traceback
+from typing import Callable, Dict, List, NoReturn, Optional
+
+from . import control, journal, snapshot, stopping, streaming
+from .daemon import arm
+from .failure import NodeError
+from .folder import Json, RunFolder
+
+
+def main(arguments: List[str]) -> int:
+    """Run one command and return its exit status (see failure.EXIT_STATUS)."""
+    try:
+        options = _parser().parse_args(arguments)
+        answer: Optional[Json] = options.action(options)
+    except NodeError as error:
+        _print(error.to_json())
+        return error.exit_status
+    except Exception as error:
+        traceback.print_exc()
+        _print(NodeError("error", f"{type(error).__name__}: {error}").to_json())
+        return 1
+    if answer is not None:
+        _print(answer)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise NodeError("usage", message, "see: python3 supervisor.py --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="supervisor.py", description="Supervises one run on this host.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands.required = True
+
+    def command(
+        name: str, text: str, action: Callable[[argparse.Namespace], Optional[Json]]
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--run-dir", required=True, type=_folder, dest="folder", metavar="DIR")
+        sub.set_defaults(action=action)
+        return sub
+
+    sub = command("arm", "take the locks and wait in the background for start", _arm)
+    sub.add_argument("--start-timeout", type=_seconds, default=300.0, metavar="S")
+    command("start", "start all processes", _start)
+    sub = command("stream", "print everything new until the run has ended", _stream)
+    sub.add_argument("--journal", type=_offset, default=0, metavar="OFFSET")
+    sub.add_argument("--offsets", type=_offsets, default={}, metavar="JSON")
+    command("status", "print one snapshot", lambda options: snapshot.take(options.folder))
+    sub = command("stop", "end everything and prove that nothing is left", _stop)
+    sub.add_argument("--grace", type=_seconds, metavar="S")
+    sub.add_argument("--reason", default="stopped on request", metavar="TEXT")
+    sub = command("sweep", "end what a dead supervisor left behind", _sweep)
+    sub.add_argument("--grace", type=_seconds, metavar="S")
+    return parser
+
+
+def _arm(options: argparse.Namespace) -> Json:
+    return arm(options.folder, options.start_timeout)
+
+
+def _start(options: argparse.Namespace) -> Json:
+    """Asking twice is fine: the answer to the first may have been lost on the wire."""
+    folder: RunFolder = options.folder
+    if snapshot.supervisor_identity(folder) is not None:
+        try:
+            answer = control.ask(folder.path, {"command": "start"}, timeout=60.0)
+        except OSError as error:
+            if not _was_started(folder):
+                raise NodeError(
+                    "host-not-ready",
+                    f"the supervisor in {folder.path} does not answer: {error}",
+                    "stop the run and launch again",
+                ) from error
+        else:
+            if "error" in answer:
+                raise NodeError(**answer["error"])
+            return answer
+    if not _was_started(folder):
+        raise NodeError(
+            "host-not-ready",
+            f"no supervisor is armed in {folder.path}",
+            "arm it first; an armed one that is not started in time ends by itself",
+        )
+    return {"started": True}
+
+
+def _was_started(folder: RunFolder) -> bool:
+    return any(event["event"] == "started" for _, event in journal.read(folder.journal))
+
+
+def _stream(options: argparse.Namespace) -> None:
+    streaming.stream(options.folder, options.journal, options.offsets)
+
+
+def _stop(options: argparse.Namespace) -> Json:
+    return stopping.stop(options.folder, options.grace, options.reason)
+
+
+def _sweep(options: argparse.Namespace) -> Json:
+    return stopping.sweep(options.folder, options.grace)
+
+
+def _folder(text: str) -> RunFolder:
+    return RunFolder(os.path.abspath(text))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise ValueError(text)
+    return value
+
+
+def _offset(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _offsets(text: str) -> Dict[str, int]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return {name: _offset(str(offset)) for name, offset in value.items()}
+
+
+def _print(answer: Json) -> None:
+    print(json.dumps(answer), flush=True)

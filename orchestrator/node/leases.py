@@ -1,0 +1,59 @@
+"""Locks that die with their holder: one on the run folder, one for each device it uses."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from typing import Optional
+
+from .failure import NodeError
+from .folder import Json, read_json
+
+
+class Lock:
+    """An flock held on ``path`` until ``release`` or until every process that has it ended.
+
+    The file holds ``holder`` as JSON, so that whoever is refused can say by whom. It stays in
+    place, empty, when released: removing it would let two holders lock two files of one name.
+    """
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        os.ftruncate(self.descriptor, 0)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
+
+
+def take(path: str, holder: Json) -> Optional[Lock]:
+    """Take the lock, or None when somebody has it. Raises OSError when it cannot be made."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(holder).encode("ascii") + b"\n", 0)
+    return Lock(path, descriptor)
+
+
+def take_lease(folder: str, name: str, holder: Json) -> Lock:
+    """Take ``<workdir>/leases/<name>.lock``. Raises NodeError (busy) that names the holder."""
+    path = os.path.join(folder, name + ".lock")
+    lock = take(path, holder)
+    if lock is None:
+        other = read_json(path) or {}
+        run = other.get("run_id", "unknown")
+        raise NodeError(
+            "busy",
+            f"{name} is held by run {run} (supervisor pid {other.get('pid', 'unknown')})",
+            f"wait for run {run} to end, or stop it with: glm2-orch stop {run}",
+        )
+    return lock

@@ -1,0 +1,200 @@
+"""Processes as /proc shows them: who is alive, who belongs to a run, and how to signal them.
+
+A process is known by its pid and its start time together (``start_ticks``, clock ticks since
+boot): a pid alone may have been given to somebody else. Source: proc(5), prctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Optional, Set
+
+try:
+    import ctypes
+except ImportError:  # a Python built without libffi: no prctl, the scan of /proc remains
+    ctypes = None  # type: ignore[assignment]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Process:
+    """One line of /proc/PID/stat."""
+
+    pid: int
+    ppid: int
+    start_ticks: int
+    state: str
+    """One letter; Z is a process that ended and was not waited for."""
+    name: str
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in "ZXx"
+
+
+Table = Dict[int, Process]
+
+
+def parse_stat(data: bytes) -> Process:
+    """/proc/PID/stat -> Process. The name may hold blanks, parentheses and line ends."""
+    head, _, tail = data.rpartition(b")")
+    pid, _, name = head.partition(b" (")
+    fields = tail.split()
+    return Process(
+        pid=int(pid),
+        ppid=int(fields[1]),
+        start_ticks=int(fields[19]),
+        state=fields[0].decode("ascii"),
+        name=name.decode("utf-8", "replace"),
+    )
+
+
+def read(pid: int) -> Optional[Process]:
+    """The process with this pid now; None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return parse_stat(file.read())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def table() -> Table:
+    """All processes of the host, by pid."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    found = (read(pid) for pid in pids)
+    return {process.pid: process for process in found if process is not None}
+
+
+def is_alive(pid: int, start_ticks: int) -> bool:
+    """Whether this very process still runs (a zombie does not)."""
+    process = read(pid)
+    return process is not None and process.start_ticks == start_ticks and process.alive
+
+
+def descendants(roots: Iterable[int], processes: Table) -> Set[int]:
+    """Pids below ``roots``, without the roots themselves."""
+    children: Dict[int, List[int]] = {}
+    for process in processes.values():
+        children.setdefault(process.ppid, []).append(process.pid)
+    found: Set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        for pid in children.get(waiting.pop(), []):
+            if pid not in found:
+                found.add(pid)
+                waiting.append(pid)
+    return found
+
+
+def ancestors(pid: int, processes: Table) -> Set[int]:
+    """``pid`` and the pids above it."""
+    found: Set[int] = set()
+    while pid in processes and pid not in found:
+        found.add(pid)
+        pid = processes[pid].ppid
+    return found
+
+
+def carries(pid: int, run_id: str, run_dir: str) -> bool:
+    """Whether the process was started with the GLM2_RUN_ID and GLM2_RUN_DIR of this run.
+
+    The folder counts too, because several hosts of a run may share one machine. Processes of
+    other users cannot be read and do not belong to us.
+    """
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+    except OSError:
+        return False
+    if b"GLM2_RUN_ID=" + os.fsencode(run_id) not in variables:
+        return False
+    # As in an environment with a name twice, the last one wins.
+    folders = [v[len(b"GLM2_RUN_DIR=") :] for v in variables if v.startswith(b"GLM2_RUN_DIR=")]
+    return bool(folders) and os.path.realpath(folders[-1]) == os.path.realpath(os.fsencode(run_dir))
+
+
+def members(
+    run_id: str, run_dir: str, supervisor: Optional[int] = None, spare: Iterable[int] = ()
+) -> List[Process]:
+    """All living processes of a run: marked in their environment or below its supervisor, and
+    all below those. Without the supervisor itself and without ``spare``.
+    """
+    processes = table()
+    roots = {pid for pid in processes if carries(pid, run_id, run_dir)}
+    if supervisor is not None:
+        roots.add(supervisor)
+    found = (roots | descendants(roots, processes)) - {supervisor} - set(spare)
+    return [processes[pid] for pid in sorted(found) if processes[pid].alive]
+
+
+def send(process: Process, signum: int) -> bool:
+    """Signal this very process; False when it has ended or is not ours to signal."""
+    try:
+        pidfd = os.pidfd_open(process.pid)  # type: ignore[attr-defined,unused-ignore]
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # Python < 3.9, or a kernel before 5.3
+        pidfd = None
+    try:
+        if not is_alive(process.pid, process.start_ticks):
+            return False
+        if pidfd is None:
+            os.kill(process.pid, signum)
+        else:
+            signal.pidfd_send_signal(pidfd, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+    return True
+
+
+def boot_id() -> str:
+    """Changes with each boot: pids and start times are worth nothing across boots."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:  # some containers hide it
+        return ""
+
+
+def signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # real-time signals have no names
+        return f"SIG{signum}"
+
+
+def become_subreaper() -> bool:
+    """From now on orphans among our descendants become our children; False where unsupported."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> bool:
+    """Ask for SIGKILL when the thread that created us ends; False where unsupported."""
+    return _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> bool:
+    if _libc is None:
+        return False
+    return bool(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) == 0)
+
+
+def _load_libc() -> Optional[ctypes.CDLL]:
+    if ctypes is None:
+        return None
+    try:
+        library = ctypes.CDLL(None)
+        library.prctl  # noqa: B018 - looked up here, so that a missing one shows now
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+_libc = _load_libc()

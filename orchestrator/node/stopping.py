@@ -1,0 +1,121 @@
+"""``stop`` and ``sweep``: end a run on this host and prove that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import List, Optional, Set, Tuple
+
+from . import control, processes, snapshot
+from .failure import NodeError
+from .folder import Json, RunFolder
+from .processes import Process
+from .spec import load
+from .supervision import FLUSH_PATIENCE_S, KILL_PATIENCE_S
+
+_MARGIN_S = 5.0
+_POLL_S = 0.03
+
+
+def stop(folder: RunFolder, grace: Optional[float], reason: str) -> Json:
+    """Ask the supervisor to end everything, wait until it has, and sweep what it left.
+
+    A supervisor that does not answer, or does not end in its time, is killed, after its ranks
+    had their grace. Works as well when it is gone, or when nothing was ever started.
+    """
+    supervisor = snapshot.supervisor_identity(folder)
+    if supervisor is not None:
+        patience = _request_stop(folder, supervisor, grace, reason)
+        if not _wait_for_end(supervisor, patience):
+            _sweep(folder, grace, supervisor.pid)
+            processes.send(supervisor, signal.SIGKILL)
+            _wait_for_end(supervisor, _MARGIN_S)
+    return _sweep(folder, grace)
+
+
+def sweep(folder: RunFolder, grace: Optional[float]) -> Json:
+    """End what a dead supervisor left behind. Raises NodeError (busy) when it lives."""
+    supervisor = snapshot.supervisor_identity(folder)
+    if supervisor is not None:
+        raise NodeError(
+            "busy",
+            f"the supervisor of {folder.path} is alive (pid {supervisor.pid})",
+            "use stop: it ends the supervisor too",
+        )
+    return _sweep(folder, grace)
+
+
+def _request_stop(
+    folder: RunFolder, supervisor: Process, grace: Optional[float], reason: str
+) -> float:
+    """Returns how long the supervisor may take from now on, in seconds."""
+    request: Json = {"command": "stop", "reason": reason}
+    if grace is not None:
+        request["grace"] = grace
+    try:
+        answer = control.ask(folder.path, request, timeout=_MARGIN_S)
+        allowed = float(answer["grace_s"])
+    except (OSError, KeyError):  # it hangs, or has just ended
+        return _MARGIN_S
+    return allowed + KILL_PATIENCE_S + FLUSH_PATIENCE_S + _MARGIN_S
+
+
+def _wait_for_end(process: Process, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while processes.is_alive(process.pid, process.start_ticks):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _sweep(folder: RunFolder, grace: Optional[float], supervisor: Optional[int] = None) -> Json:
+    run_id = _run_id(folder)
+    # Never the one who asks: a shell may have the environment of a rank.
+    spared = processes.ancestors(os.getpid(), processes.table())
+    asked: Set[Tuple[int, int]] = set()
+    kill_at = time.monotonic() + _grace(folder, grace)
+    while True:
+        left = processes.members(run_id, folder.path, supervisor, spared)
+        now = time.monotonic()
+        if not left or now >= kill_at + KILL_PATIENCE_S:
+            break
+        for process in left:
+            key = (process.pid, process.start_ticks)
+            if now >= kill_at:
+                processes.send(process, signal.SIGKILL)
+            elif key not in asked:
+                processes.send(process, signal.SIGTERM)
+                processes.send(process, signal.SIGCONT)
+            asked.add(key)
+        time.sleep(_POLL_S)
+    state = snapshot.take(folder)
+    return {
+        "clean": not left,
+        "left": _describe(left),
+        "swept": len(asked),
+        "state": state["state"],
+        "outcome": state["outcome"],
+    }
+
+
+def _describe(left: List[Process]) -> List[Json]:
+    return [{"pid": p.pid, "start_ticks": p.start_ticks, "command": p.name} for p in left]
+
+
+def _run_id(folder: RunFolder) -> str:
+    """From the specification; the folder has the same name, should that be unreadable."""
+    try:
+        return load(folder.spec).run_id
+    except NodeError:
+        return os.path.basename(folder.path)
+
+
+def _grace(folder: RunFolder, grace: Optional[float]) -> float:
+    if grace is not None:
+        return grace
+    try:
+        return load(folder.spec).grace_s
+    except NodeError:
+        return 10.0
