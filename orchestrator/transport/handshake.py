@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import itertools
 import logging
 import random
 import socket
@@ -64,7 +63,9 @@ def open_connection(host: Host) -> paramiko.Transport:
     """
     with _handshakes:
         deadline = time.monotonic() + host.ssh.connect_timeout
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return _handshake(host, deadline)
             except _Dropped:
@@ -72,7 +73,6 @@ def open_connection(host: Host) -> paramiko.Transport:
                 if attempt > _DROPPED_RETRIES or time.monotonic() + pause >= deadline:
                     raise
                 time.sleep(pause)
-        raise AssertionError("not reached")
 
 
 def drop_connection(connection: paramiko.Transport) -> None:
@@ -292,7 +292,7 @@ def _load_identity(path: Path, host: str) -> paramiko.PKey:
         ) from failure
     except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError) as failure:
         raise KeyRefused(
-            f"{path} is not a private key that can be used: {failure}",
+            f"{path} is not a private key that can be used",
             hint="ssh.key names the private key (not the .pub file) of type Ed25519, ECDSA or RSA",
             host=host,
         ) from failure

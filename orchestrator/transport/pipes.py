@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable, Iterator, Optional
 
 CHUNK = 1 << 16
+PIECE = 1 << 15
+"""What fits into one SSH packet: paramiko copies the rest of a longer piece for each packet."""
 STDERR_TAIL = 8192
 
 
@@ -32,9 +34,9 @@ class Feeder(threading.Thread):
 
     def run(self) -> None:
         try:
-            for chunk in self._chunks:
+            for piece in _pieces(self._chunks):
                 try:
-                    self._write(chunk)
+                    self._write(piece)
                 except OSError:
                     break
         except Exception as error:  # raised again by the thread that waits
@@ -72,3 +74,9 @@ class Collector(threading.Thread):
     @property
     def data(self) -> bytes:
         return bytes(self._kept)
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        for start in range(0, len(chunk), PIECE):
+            yield chunk[start : start + PIECE]
