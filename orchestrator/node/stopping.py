@@ -37,6 +37,9 @@ def stop(folder: RunFolder, grace: Optional[float], reason: str) -> Json:
 def sweep(folder: RunFolder, grace: Optional[float]) -> Json:
     """End what a dead supervisor left behind. Raises NodeError (busy) when it lives."""
     supervisor = snapshot.supervisor_identity(folder)
+    if supervisor is not None and snapshot.take(folder)["state"] == "finished":
+        _wait_for_end(supervisor, FLUSH_PATIENCE_S)  # it has said its last word
+        supervisor = snapshot.supervisor_identity(folder)
     if supervisor is not None:
         raise NodeError(
             "busy",
