@@ -203,8 +203,12 @@ def _check(job: Job) -> None:
             hint="the grace is not negative, the heartbeat from 0.05 to 60 s",
         )
     texts = [*job.env.values(), *job.worker_command, *job.worker_args, job.predict_data or ""]
-    if any("\0" in text for text in (*texts, job.load_checkpoint or "")):
-        raise UsageError("an argument or environment value contains a NUL character")
+    for text in (*texts, job.load_checkpoint or ""):
+        if "\0" in text or any("\ud800" <= char < "\ue000" for char in text):
+            raise UsageError(
+                f"{shown(text)} contains a NUL character or bytes that are not UTF-8",
+                hint="correct the option or environment value",
+            )
 
 
 _KEYS = (

@@ -67,6 +67,12 @@ def shown(text: str, limit: int = 60) -> str:
     return f"'{escaped[:limit]}…'" if len(escaped) > limit else f"'{escaped}'"
 
 
+def is_control(char: str) -> bool:
+    """Whether ``char`` is a control character or half a surrogate pair."""
+    code = ord(char)
+    return code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000
+
+
 def _place(problem: Problem) -> tuple[int, int]:
     where = problem.location
     return (where.line, where.column) if where else (0, 0)

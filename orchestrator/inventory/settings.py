@@ -17,7 +17,7 @@ import yaml
 from orchestrator.errors import Location
 from orchestrator.inventory.devices import DevicesError, check_devices, parse_devices
 from orchestrator.inventory.patterns import PatternError, expand
-from orchestrator.problems import Problems, nearest, shown
+from orchestrator.problems import Problems, is_control, nearest, shown
 from orchestrator.yaml_positions import place
 
 DEVICE_TARGETS = ("Ascend", "CPU")
@@ -81,7 +81,7 @@ class Reader:
         if _is_null(node) or not value.strip():
             self.wrong(node, f"{what} is empty", "fill it in, or remove the key")
             return None
-        if any(ord(char) < 32 or ord(char) == 127 for char in value):
+        if any(is_control(char) for char in value):
             self.wrong(node, f"{what} {shown(value)} contains a control character", "remove it")
             return None
         return value

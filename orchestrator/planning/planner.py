@@ -1,0 +1,274 @@
+"""``plan(inventory, job, facts) -> Plan``. Pure: no clock, network, randomness or environment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import List, Mapping, Optional, Sequence, Tuple
+
+from orchestrator.errors import Location, PlanError
+from orchestrator.inventory import Host, Inventory
+from orchestrator.job import Job
+from orchestrator.planning import ranktable
+from orchestrator.planning.environment import (
+    CLUSTER_VARIABLES,
+    Place,
+    Scheduler,
+    choose_recipe,
+    find_scheduler,
+    rank_environment,
+    scheduler_environment,
+    threads_per_rank,
+)
+from orchestrator.planning.facts import HostFacts
+from orchestrator.planning.plan import HostPlan, Plan, PlannedFile, PlannedProcess
+from orchestrator.planning.render import render
+from orchestrator.planning.topology import check_layout
+from orchestrator.problems import Problems, shown
+from orchestrator.worker_config import set_value
+from orchestrator.yaml_positions import dump
+
+CONFIG_FILE = "job.yaml"
+RANK_TABLE_FILE = "rank_table.json"
+SPEC_FILE = "spec.json"
+SCHEDULER = "scheduler"
+
+
+def plan(inventory: Inventory, job: Job, facts: Mapping[str, HostFacts]) -> Plan:
+    """Everything that a launch of ``job`` on the hosts of ``inventory`` will do.
+
+    Ranks are numbered by ``ranktable.rank_order`` of the servers, then by device, whatever the
+    recipe. ``facts`` (by host name) may be empty where the inventory declares ``device_ips`` or
+    the recipe needs none. Raises PlanError or RankTableError when the job cannot run so.
+    """
+    hosts = ranktable.rank_order(inventory.hosts, lambda host: host.server_id)
+    world_size = sum(len(host.devices) for host in hosts)
+    target = _one_target(hosts)
+    _check_mode(job, world_size)
+    if job.config is not None and world_size > 1:
+        check_layout(job.config, world_size)
+    recipe = choose_recipe(job, target, world_size)
+    launch = _Launch(job, target, world_size, hosts, facts)
+    table: Optional[str] = None
+    if recipe == "ascend_ranktable":
+        table = _rank_table(hosts, facts).to_json()
+    scheduler = None
+    if recipe == "dynamic_cluster":
+        scheduler = find_scheduler(job, hosts, facts, world_size)
+    host_plans: List[HostPlan] = []
+    first_rank = 0
+    for host in hosts:
+        host_plans.append(_host_plan(launch, host, first_rank, table, scheduler))
+        first_rank += len(host.devices)
+    return Plan(
+        run_id=job.run_id,
+        cluster=inventory.cluster,
+        mode=job.mode,
+        recipe=recipe,
+        world_size=world_size,
+        hosts=tuple(host_plans),
+        grace_s=job.grace_s,
+        heartbeat_s=job.heartbeat_s,
+        ships_worker=not job.worker_command or scheduler is not None,
+        rank_table=table,
+    )
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """What is the same for all hosts."""
+
+    job: Job
+    device_target: str
+    world_size: int
+    hosts: Sequence[Host]
+    facts: Mapping[str, HostFacts]
+
+
+def _one_target(hosts: Sequence[Host]) -> str:
+    first = hosts[0]
+    for host in hosts:
+        if host.device_target != first.device_target:
+            raise PlanError(
+                f"{first.name} has device_target {first.device_target}, but {host.name} has "
+                f"{host.device_target}: one job needs one kind",
+                hint="choose hosts of one kind with --limit",
+            )
+    return first.device_target
+
+
+def _check_mode(job: Job, world_size: int) -> None:
+    if job.mode == "export" and world_size > 1 and not job.worker_command:
+        raise PlanError(
+            f"export is the work of one process, but there are {world_size} devices",
+            hint="add --limit HOST --devices '[0,1)'",
+        )
+    if job.mode == "predict" and job.predict_data is None and not job.worker_command:
+        raise PlanError("predict has nothing to answer", hint="add --predict_data TEXT")
+
+
+def _rank_table(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> ranktable.RankTable:
+    problems = Problems()
+    tables = []
+    for host in hosts:
+        ips = _device_ips(host, facts.get(host.name), len(hosts) > 1, problems)
+        tables.append((host, ips))
+    problems.raise_any(PlanError, "the device IPs of this cluster")
+    return ranktable.merge(
+        [ranktable.host_table(host.server_id, ips, origin=host.name) for host, ips in tables]
+    )
+
+
+def _device_ips(
+    host: Host, facts: Optional[HostFacts], needed: bool, problems: Problems
+) -> Mapping[int, Optional[str]]:
+    """IP of each device: what the inventory declares and the host reports must not differ."""
+    declared = dict(zip(host.devices, host.device_ips))
+    ips: dict[int, Optional[str]] = {}
+    unknown = []
+    for device in host.devices:
+        live = facts.device_ips.get(device) if facts else None
+        said = declared.get(device)
+        if said is not None and live is not None and not _same_ip(said, live):
+            problems.add(
+                f"{host.name}: device {device} has IP {shown(live)}, but the inventory declares "
+                f"{shown(said)}",
+                None,
+                "correct `device_ips` in the inventory, or the address of the NIC",
+            )
+        ips[device] = said or live
+        if ips[device] is None:
+            unknown.append(device)
+    if unknown and needed:
+        why = facts.device_ip_errors.get(unknown[0]) if facts else None
+        problems.add(
+            f"{host.name}: the IP of device {', '.join(map(str, unknown))} is not known"
+            + (f" ({shown(why)})" if why else ""),
+            None,
+            "declare `device_ips` in the inventory, or ask the hosts: `glm2-orch preflight`, "
+            "`glm2-orch facts --out FILE` and then --facts FILE",
+        )
+    return ips
+
+
+def _same_ip(a: str, b: str) -> bool:
+    try:
+        return ip_address(a) == ip_address(b)
+    except ValueError:
+        return a == b
+
+
+def _host_plan(
+    launch: _Launch,
+    host: Host,
+    first_rank: int,
+    table: Optional[str],
+    scheduler: Optional[Scheduler],
+) -> HostPlan:
+    job = launch.job
+    run_dir = f"{host.workdir.rstrip('/')}/runs/{job.run_id}"
+    processes = []
+    if scheduler is not None and first_rank == 0:
+        place = Place(job, host, run_dir, SCHEDULER)
+        command = (host.python, "-m", "glm2", "scheduler")
+        env = scheduler_environment(place, scheduler)
+        processes.append(PlannedProcess(SCHEDULER, None, None, command, env))
+    for rank, device in enumerate(host.devices, start=first_rank):
+        place = Place(job, host, run_dir, f"rank_{rank}")
+        env = rank_environment(
+            place,
+            rank,
+            device,
+            launch.world_size,
+            scheduler=scheduler,
+            rank_table_file=None if table is None else f"{run_dir}/{RANK_TABLE_FILE}",
+            threads=threads_per_rank(host, launch.facts.get(host.name)),
+        )
+        argv = worker_argv(job, host.python, run_dir, launch.world_size)
+        processes.append(PlannedProcess(place.name, rank, device, argv, env))
+    files = [PlannedFile(SPEC_FILE, _spec(job, host, processes))]
+    if job.config is not None:
+        files.append(PlannedFile(CONFIG_FILE, _config_text(job, launch.device_target)))
+    if table is not None:
+        files.append(PlannedFile(RANK_TABLE_FILE, table))
+    for process in processes:
+        files.extend(_scripts(job, host, run_dir, process))
+    files.sort(key=lambda file: file.path)
+    return HostPlan(
+        host=host.name,
+        server_id=host.server_id,
+        run_dir=run_dir,
+        python=host.python,
+        processes=tuple(processes),
+        files=tuple(files),
+    )
+
+
+def worker_argv(job: Job, python: str, run_dir: str, world_size: int) -> Tuple[str, ...]:
+    """Command of one rank: the job's own, or ``python -m glm2`` with the guide's options."""
+    if job.worker_command:
+        return (*job.worker_command, *job.worker_args)
+    config = f"{run_dir}/{CONFIG_FILE}"
+    checkpoint = ("--load_checkpoint", job.load_checkpoint) if job.load_checkpoint else ()
+    if job.mode == "export":
+        return (python, "-m", "glm2", "export", "--config", config, *checkpoint, *job.worker_args)
+    words = [python, "-m", "glm2", "--config", config, "--run_mode", job.mode]
+    words += ["--use_parallel", str(world_size > 1), *checkpoint]
+    if job.predict_data is not None and job.mode == "predict":
+        words += ["--predict_data", job.predict_data]
+    return (*words, *job.worker_args)
+
+
+def _config_text(job: Job, device_target: str) -> str:
+    if job.config is None:
+        raise AssertionError("asked for the text of no configuration")
+    source = Location("device_target of the inventory")
+    return dump(set_value(job.config, "context.device_target", device_target, source).values)
+
+
+def _spec(job: Job, host: Host, processes: Sequence[PlannedProcess]) -> str:
+    """``spec.json`` of the host's supervisor (docs/contracts.md, contract 2)."""
+    spec = {
+        "schema": 1,
+        "run_id": job.run_id,
+        "host": host.name,
+        "workdir": host.workdir,
+        "grace_s": job.grace_s,
+        "heartbeat_s": job.heartbeat_s,
+        "leases": [f"device_{device}" for device in host.devices],
+        "processes": [
+            {
+                "name": process.name,
+                "rank": process.rank,
+                "argv": ["bash", f"ranks/{process.name}/launch.sh"],
+            }
+            for process in processes
+        ],
+    }
+    return json.dumps(spec, indent=1) + "\n"
+
+
+def _scripts(job: Job, host: Host, run_dir: str, process: PlannedProcess) -> List[PlannedFile]:
+    folder = f"ranks/{process.name}"
+    uses_glm2 = process.rank is None or not job.worker_command
+    common = {"name": process.name, "run_id": job.run_id, "host": host.name}
+    env = render(
+        "env.sh.j2",
+        **common,
+        cleared=CLUSTER_VARIABLES,
+        environment=process.env,
+        paths=(("PYTHONPATH", f"{run_dir}/code"),) if uses_glm2 else (),
+    )
+    launch = render(
+        "launch.sh.j2",
+        **common,
+        setup=host.setup,
+        env_file=f"{run_dir}/{folder}/env.sh",
+        rank_dir=f"{run_dir}/{folder}",
+        argv=process.argv,
+    )
+    return [
+        PlannedFile(f"{folder}/env.sh", env),
+        PlannedFile(f"{folder}/launch.sh", launch, 0o700),
+    ]

@@ -1,0 +1,46 @@
+"""Files from ``templates/``: values are filled in and quoted, nothing is decided there."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from typing import Iterable, Tuple
+
+import jinja2
+
+from orchestrator.resources import resource_dir
+
+
+def render(template: str, **values: object) -> str:
+    """Text of ``templates/<template>`` with ``values``; a missing one is an error of ours."""
+    return _environment().get_template(template).render(values)
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(resource_dir("templates")),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # the files are shell, not HTML: every value passes a quoting filter
+    )
+    environment.filters.update(
+        quoted=shlex.quote, words=_words, exports=_exports, prepends=_prepends
+    )
+    return environment
+
+
+def _words(argv: Iterable[str]) -> str:
+    """``argv`` as words of a shell command."""
+    return " ".join(shlex.quote(word) for word in argv)
+
+
+def _exports(variables: Iterable[Tuple[str, str]]) -> str:
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables)
+
+
+def _prepends(paths: Iterable[Tuple[str, str]]) -> str:
+    """Lines that put a folder in front of a search path and keep what was there."""
+    return "\n".join(
+        f'export {name}={shlex.quote(folder)}"${{{name}:+:${name}}}"' for name, folder in paths
+    )
