@@ -1,0 +1,111 @@
+"""The worker's command line: ``python -m glm2 --config FILE --run_mode MODE``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from glm2.errors import Glm2Error, UsageError
+
+MODES = ("train", "finetune", "eval", "predict")
+
+_EPILOG = """\
+other commands:
+  python -m glm2 sample-data --out DIR   write the built-in data set and its tokenizer
+  python -m glm2 scheduler               MindSpore's scheduler process (variables MS_*)
+
+example:
+  python -m glm2 --config tiny_cpu --run_mode finetune
+"""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == ["sample-data"]:
+            return _sample_data(words[1:])
+        if words[:1] == ["scheduler"]:
+            return _scheduler(words[1:])
+        return _work(words)
+    except Glm2Error as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  → {error.hint}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+
+
+def _work(words: List[str]) -> int:
+    options = _parser().parse_args(words)
+    from glm2.run import run
+
+    return run(options, os.environ)
+
+
+def _sample_data(words: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m glm2 sample-data",
+        description="Write train.json, dev.json and tokenizer.model of the built-in sample.",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path)
+    options = parser.parse_args(words)
+    from glm2 import sample
+
+    try:
+        files = sample.write(options.out)
+    except OSError as error:
+        raise UsageError(f"cannot write to {options.out}: {error.strerror}") from error
+    for file in files:
+        print(file)
+    return 0
+
+
+def _scheduler(words: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m glm2 scheduler",
+        description="MindSpore's scheduler: brings the workers together, and ends after them. "
+        "Reads MS_WORKER_NUM, MS_SCHED_HOST and MS_SCHED_PORT.",
+    )
+    parser.parse_args(words)
+    from glm2.scheduler import serve
+
+    return serve(os.environ)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m glm2",
+        description="Train, evaluate or run ChatGLM2 with MindSpore.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="YAML of the run, or a shipped name")
+    add("--run_mode", choices=MODES, help="default: run_mode of the file")
+    add("--load_checkpoint", metavar="F", help="weights to start from (.ckpt or .safetensors)")
+    add("--predict_data", metavar="S", action="append",
+        help="text to answer, or a file with one on each line; may be repeated")  # fmt: skip
+    add("--device_id", type=int, metavar="N", help="device of a single process")
+    add("--use_parallel", type=_truth, metavar="BOOL", help="default: when RANK_SIZE is above 1")
+    add("--train_dataset_dir", metavar="D", help="train.json, or its folder")
+    add("--eval_dataset_dir", metavar="D", help="dev.json, or its folder")
+    add("--output_dir", metavar="D", help="default: GLM2_OUTPUT_DIR, else the file's output_dir")
+    add("--set", dest="overrides", action="append", default=[], metavar="K=V",
+        help="set a key of the file, such as runner_config.epochs=2")  # fmt: skip
+    return parser
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

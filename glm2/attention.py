@@ -1,0 +1,110 @@
+"""Causal self-attention with grouped queries, with and without a key/value cache.
+
+Shapes: B rows, T tokens a row, S tokens attended to, N query heads, G key/value groups,
+D channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Tuple
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+
+from glm2.config import ModelConfig
+from glm2.layers import Linear, float_type, rotate
+
+# What a masked score becomes. Finite, so that a row with nothing to attend to (left padding)
+# gives a uniform softmax and not NaN.
+MASKED = -1e30
+
+
+class SelfAttention(nn.Cell):
+    """The attention of layer number ``layer`` (from 1)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.groups = config.num_attention_heads, config.groups
+        self.channels = config.kv_channels
+        self.query_size, self.kv_size = config.query_size, config.kv_size
+        self.dtype = float_type(config.compute_dtype)
+        # Scores are divided by the layer number where float16 could overflow and multiplied
+        # back in float32: the same result in exact arithmetic.
+        self.layer_scale = float(layer) if config.apply_query_key_layer_scaling else 1.0
+        self.query_scale = 1.0 / (math.sqrt(self.channels) * self.layer_scale)
+        self.query_key_value = Linear(
+            config.hidden_size,
+            self.query_size + 2 * self.kv_size,
+            config,
+            bias=config.add_qkv_bias,
+        )
+        self.dense = Linear(self.query_size, config.hidden_size, config)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
+        """Attend among the T tokens of ``x`` [B, T, H]; ``hidden`` [.., T, T] True: not seen."""
+        query, key, value = self.project(x, cos, sin)
+        return self.attend(query, key, value, hidden)
+
+    def extend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        hidden: Tensor,
+        slots: Tensor,
+        keys: Parameter,
+        values: Parameter,
+    ) -> Tensor:
+        """Write the T new tokens into the cache and attend to all of it.
+
+        ``keys`` and ``values`` [B·G·S, D] are updated in place; ``slots`` [B·G·T] are the
+        rows of the new tokens there; ``hidden`` [B, 1, 1, T, S].
+        """
+        query, key, value = self.project(x, cos, sin)
+        key = ops.scatter_update(keys, slots, key.reshape((-1, self.channels)))
+        value = ops.scatter_update(values, slots, value.reshape((-1, self.channels)))
+        pages = x.shape[0] * self.groups
+        # [B·G·S, D] -> [B·G, S, D]
+        key = key.reshape((pages, -1, self.channels))
+        value = value.reshape((pages, -1, self.channels))
+        return self.attend(query, key, value, hidden)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries [B·G, (N/G)·T, D], keys and values [B·G, T, D], the first two turned.
+
+        The heads of one group stand one below the other, so that a group's keys are used in
+        place instead of being copied for each head.
+        """
+        batch, length, _ = x.shape
+        fused = self.query_key_value(x)  # [B, T, (N + 2G)·D]: queries | keys | values
+        end_k = self.query_size + self.kv_size
+        query = fused[..., : self.query_size].reshape((batch, length, self.heads, self.channels))
+        key = fused[..., self.query_size : end_k].reshape(
+            (batch, length, self.groups, self.channels)
+        )
+        value = fused[..., end_k:].reshape((batch, length, self.groups, self.channels))
+        query = rotate(query, cos, sin) * self.query_scale
+        key = rotate(key, cos, sin)
+        # [B, T, N, D] -> [B, N, T, D] -> [B·G, (N/G)·T, D]
+        query = query.transpose(0, 2, 1, 3).reshape((batch * self.groups, -1, self.channels))
+        # [B, T, G, D] -> [B, G, T, D] -> [B·G, T, D]
+        key = key.transpose(0, 2, 1, 3).reshape((batch * self.groups, length, self.channels))
+        value = value.transpose(0, 2, 1, 3).reshape((batch * self.groups, length, self.channels))
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
+        """Softmax in float32 over the S keys, the mix of values, and the output projection."""
+        pages, rows, _ = query.shape
+        length = rows // (self.heads // self.groups)
+        batch = pages // self.groups
+        scores = self.scores(query, key).astype(ms.float32) * self.layer_scale
+        # [B·G, (N/G)·T, S] -> [B, G, N/G, T, S], as the mask is per row and token
+        scores = scores.reshape((batch, self.groups, -1, length, key.shape[1]))
+        weights = ops.softmax(ops.masked_fill(scores, hidden, MASKED), -1).astype(self.dtype)
+        mixed = self.mix(weights.reshape((pages, rows, key.shape[1])), value)
+        # [B·G, (N/G)·T, D] -> [B, N, T, D] -> [B, T, N·D]
+        mixed = mixed.reshape((batch, self.heads, length, self.channels)).transpose(0, 2, 1, 3)
+        return self.dense(mixed.reshape((batch, length, self.query_size)))

@@ -1,0 +1,178 @@
+"""Checkpoints of a rank: weights, optimizer state and progress, under MindFormers' names.
+
+``output/checkpoint/rank_N/{prefix}_rank_{N}-{epoch}_{step}.ckpt``: epoch and step of that
+epoch, both from 1. A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from glm2.errors import CheckpointError, ConfigError
+
+DOWNLOADS = Path("checkpoint_download") / "glm2"
+"""Where weights that are given by name, such as ``glm2_6b``, are looked for."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, as scalars of the checkpoint (MindFormers' names)."""
+
+    epoch_num: int = 0
+    """Epochs that are complete or under way, from 1."""
+    step_num: int = 0
+    """Steps since the beginning, skipped ones included."""
+    global_step: int = 0
+    """Updates of the weights: steps without the skipped ones."""
+    data_rows: int = 0
+    """Rows consumed by all ranks since the beginning: the position in the data."""
+    loss_scale: float = 1.0
+    scale_good_steps: int = 0
+    """Good steps that the loss scale has seen."""
+
+
+PROGRESS_NAMES = tuple(Progress.__dataclass_fields__)
+_NOT_WEIGHTS = re.compile(
+    r"^(adam_[mv]\.|accu_grads\.|(current_iterator_step|last_overflow_iterator_step|scale_sense|"
+    r"learning_rate|beta[12]_power)$)|rotary_pos_emb\.inv_freq$"
+)
+
+
+def save_checkpoint(
+    folder: Path,
+    name: str,
+    parameters: Sequence[Parameter],
+    progress: Progress,
+    keep: int,
+) -> Path:
+    """Write ``name``.ckpt into ``folder`` and remove all but the newest ``keep`` of its kind."""
+    hidden = folder / ".saving"
+    hidden.mkdir(parents=True, exist_ok=True)
+    records = [{"name": p.name, "data": p} for p in parameters]
+    for key, value in asdict(progress).items():
+        kind = np.float32 if isinstance(value, float) else np.int64
+        records.append({"name": key, "data": Tensor(np.array(value, kind))})
+    temporary = hidden / f"{name}.ckpt"
+    ms.save_checkpoint(records, str(temporary))
+    temporary.chmod(0o600)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    file = folder / temporary.name
+    temporary.replace(file)
+    shutil.rmtree(hidden)
+    _sync_folder(folder)
+    for old in _by_age(folder, name)[:-keep]:
+        old.unlink()
+    return file
+
+
+def find_weights(name: str) -> Path:
+    """The file that ``load_checkpoint`` means: a path, or a name such as ``glm2_6b``."""
+    for candidate in (Path(name), *(DOWNLOADS / f"{name}{end}" for end in _ENDINGS)):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"there are no weights {name}",
+        hint="give --load_checkpoint a .ckpt or .safetensors file"
+        + ("" if "/" in name else f", or put {name}.ckpt into ./{DOWNLOADS}"),
+    )
+
+
+def load_weights(model: ms.nn.Cell, file: Path) -> None:
+    """Fill the model from a file; optimizer state in it is passed over.
+
+    Every weight must be there with its shape: CheckpointError lists all that differ.
+    """
+    wanted = {p.name: p for p in model.get_parameters()}
+    found = read_parameters(file)
+    weights = {name: value for name, value in found.items() if not _is_state(name)}
+    problems = compare(
+        {name: tuple(p.shape) for name, p in wanted.items()},
+        {name: tuple(p.shape) for name, p in weights.items()},
+    )
+    if problems:
+        raise CheckpointError(
+            f"{file} does not fit the model: " + "; ".join(problems),
+            hint="use the model_config that the weights were trained with",
+        )
+    for name, parameter in wanted.items():
+        parameter.set_data(weights[name].astype(parameter.dtype))
+
+
+def read_parameters(file: Path) -> Dict[str, Parameter]:
+    """All parameters of a ``.ckpt`` or ``.safetensors`` file by name."""
+    if file.suffix not in _ENDINGS:
+        raise ConfigError(f"{file}: weights end in {' or '.join(_ENDINGS)}")
+    try:
+        found: Dict[str, Parameter] = ms.load_checkpoint(str(file), format=file.suffix[1:])
+    except (ValueError, RuntimeError, OSError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{file} cannot be read as weights: {reason}",
+            hint="the file is incomplete or of another kind: copy it again",
+        ) from error
+    return found
+
+
+def compare(
+    wanted: Mapping[str, Tuple[int, ...]], found: Mapping[str, Tuple[int, ...]]
+) -> List[str]:
+    """What differs between two sets of named shapes, in words; empty: nothing."""
+    problems = []
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    if missing:
+        problems.append(f"missing {', '.join(missing)}")
+    if unexpected:
+        problems.append(f"unexpected {', '.join(unexpected)}")
+    problems += [
+        f"{name} is {_shape(found[name])}, the model needs {_shape(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    return problems
+
+
+_ENDINGS = (".ckpt", ".safetensors")
+_STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
+
+
+def _is_state(name: str) -> bool:
+    return name in PROGRESS_NAMES or _NOT_WEIGHTS.search(name) is not None
+
+
+def _by_age(folder: Path, name: str) -> List[Path]:
+    """Checkpoints of the same prefix, oldest first: by number, as text 10 comes before 4."""
+    prefix = name.rpartition("-")[0]
+    found = []
+    for file in folder.glob(f"{glob_escape(prefix)}-*.ckpt"):
+        match = _STEP.search(file.name)
+        if match and file.name[: match.start()] == prefix:
+            found.append((int(match[1]), int(match[2]), file))
+    return [file for _, _, file in sorted(found)]
+
+
+def glob_escape(text: str) -> str:
+    """``text`` with the special characters of a glob taken literally."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _shape(shape: Tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,177 @@
+"""The model's configuration: the keys of ``model.model_config`` in the guide's YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from glm2.errors import ConfigError
+
+FLOAT_TYPES = ("float32", "float16", "bfloat16")
+
+IGNORED_LABEL = -100
+"""Label of the tokens of a training row that are not learned: prompt and padding."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and arithmetic of one GLM2 network; the defaults are ChatGLM2-6B.
+
+    The names are those of the guide's ``model_config``. Raises ConfigError when the values
+    contradict each other or name a network that is not ChatGLM2's.
+    """
+
+    num_layers: int = 28
+    """Transformer layers."""
+    hidden_size: int = 4096
+    """Width of the residual stream."""
+    ffn_hidden_size: int = 13696
+    """Width inside the feed-forward block, after the gate."""
+    kv_channels: int = 128
+    """Width of one attention head; the rotary embedding turns its first half."""
+    num_attention_heads: int = 32
+    """Query heads."""
+    multi_query_attention: bool = True
+    """Share keys and values between query heads; False: one group a head."""
+    multi_query_group_num: int = 2
+    """Key/value groups; each serves ``num_attention_heads / multi_query_group_num`` heads."""
+    padded_vocab_size: int = 65024
+    """Rows of the embedding and of the output layer; at least the tokenizer's vocabulary."""
+    seq_length: int = 2048
+    """Tokens in a training row, and the most that prompt and answer may have together."""
+    layernorm_epsilon: float = 1e-5
+    """Added to the mean square inside RMSNorm."""
+    add_qkv_bias: bool = True
+    """Bias of the fused query/key/value projection."""
+    post_layer_norm: bool = True
+    """Normalise once more behind the last layer."""
+    apply_query_key_layer_scaling: bool = True
+    """Divide scores by the layer number and multiply back in float32: range for float16."""
+    attention_softmax_in_fp32: bool = True
+    """The softmax of the attention always runs in float32 here; False is refused."""
+
+    rmsnorm: bool = True
+    """RMSNorm, not LayerNorm; False is refused."""
+    add_bias_linear: bool = False
+    """Biases of the other linear layers; True is refused: ChatGLM2 has none."""
+    apply_residual_connection_post_layernorm: bool = False
+    """True is refused: ChatGLM2 adds the residual before the norm."""
+    fp32_residual_connection: bool = False
+    """True is refused: the residual stream has the compute type."""
+    hidden_dropout: float = 0.0
+    """Anything but 0 is refused: ChatGLM2 is trained without dropout."""
+    attention_dropout: float = 0.0
+    """Anything but 0 is refused, as above."""
+    quantization_bit: int = 0
+    """Anything but 0 is refused: the weights are not quantised."""
+    pre_seq_len: Optional[int] = None
+    """Prefix tuning; refused."""
+    prefix_projection: bool = False
+    """Prefix tuning; refused."""
+    bias_dropout_fusion: bool = True
+    """A kernel choice of the original; it has no effect on the result and none here."""
+
+    param_init_type: str = "float32"
+    """Type of the weights: float32, float16 or bfloat16. The optimizer's state is float32."""
+    compute_dtype: str = "float32"
+    """Type of the matrix products. float16 brings the dynamic loss scale with it."""
+    layernorm_compute_type: str = "float32"
+    """The norms always run in float32 here; another value is refused."""
+    softmax_compute_type: str = "float32"
+    """The softmax always runs in float32 here; another value is refused."""
+    initializer_range: float = 0.02
+    """Standard deviation of freshly initialised weights (no checkpoint loaded)."""
+
+    batch_size: int = 1
+    """Prompts answered side by side by ``predict``."""
+    use_past: bool = True
+    """Generate with a key/value cache; False recomputes the whole sequence for each token."""
+    max_decode_length: int = 256
+    """The most tokens that prompt and answer have together in ``predict``."""
+    do_sample: bool = False
+    """Draw each token by its probability; False takes the most probable one."""
+    top_k: int = 1
+    """Draw among the k most probable tokens; 0: no limit."""
+    top_p: float = 1.0
+    """Draw among the most probable tokens that together reach this probability."""
+    temperature: float = 1.0
+    """Divides the logits before a draw."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that were already used less likely when above 1."""
+    eos_token_id: int = 2
+    """Ends an answer."""
+    pad_token_id: int = 0
+    """Fills a batch up."""
+    checkpoint_name_or_path: str = ""
+    """Weights to start from when ``load_checkpoint`` is empty."""
+    type: str = "ChatGLM2Config"
+    """The guide's class name; nothing else is accepted."""
+
+    def __post_init__(self) -> None:
+        _require_chatglm2(self)
+        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "kv_channels",
+                     "num_attention_heads", "multi_query_group_num", "padded_vocab_size",
+                     "batch_size"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model_config.{name} is {getattr(self, name)}; at least 1")
+        if self.seq_length < 4:
+            raise ConfigError(f"model_config.seq_length is {self.seq_length}; at least 4")
+        if self.num_attention_heads % self.groups:
+            raise ConfigError(
+                f"model_config: {self.num_attention_heads} attention heads do not divide into "
+                f"{self.groups} key/value groups",
+                hint="make num_attention_heads a multiple of multi_query_group_num",
+            )
+        if self.kv_channels % 4:
+            raise ConfigError(
+                f"model_config.kv_channels is {self.kv_channels}; the rotary embedding turns "
+                "pairs in its first half, so it must be a multiple of 4"
+            )
+        for name in ("param_init_type", "compute_dtype"):
+            if getattr(self, name) not in FLOAT_TYPES:
+                raise ConfigError(
+                    f"model_config.{name} is {getattr(self, name)!r}",
+                    hint=f"use one of {', '.join(FLOAT_TYPES)}",
+                )
+
+    @property
+    def groups(self) -> int:
+        """Key/value groups in use: one a head without multi-query attention."""
+        return (
+            self.multi_query_group_num if self.multi_query_attention else self.num_attention_heads
+        )
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together; equal to hidden_size in ChatGLM2-6B."""
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key groups together (and of all value groups)."""
+        return self.groups * self.kv_channels
+
+
+def _require_chatglm2(config: ModelConfig) -> None:
+    """Refuse values that ask for another network: none may be ignored in silence."""
+    needed = {
+        "type": "ChatGLM2Config",
+        "rmsnorm": True,
+        "attention_softmax_in_fp32": True,
+        "add_bias_linear": False,
+        "apply_residual_connection_post_layernorm": False,
+        "fp32_residual_connection": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "quantization_bit": 0,
+        "pre_seq_len": None,
+        "prefix_projection": False,
+        "layernorm_compute_type": "float32",
+        "softmax_compute_type": "float32",
+    }
+    for name, value in needed.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"model_config.{name}: {getattr(config, name)!r} is not supported",
+                hint=f"glm2 is ChatGLM2's network only: set it to {value!r}, or leave it out",
+            )

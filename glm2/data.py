@@ -1,0 +1,149 @@
+"""AdvertiseGen rows, and the batches of token ids that a rank trains on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, List, Sequence, Tuple
+
+import numpy as np
+
+from glm2.config import IGNORED_LABEL
+from glm2.errors import ConfigError
+from glm2.settings import Dataset
+from glm2.tokenizer import Tokenizer, build_prompt
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: the attributes asked for, and the text that describes them."""
+
+    content: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is not a row, by its number from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file, and the lines of it that are none."""
+
+    rows: Tuple[Row, ...]
+    bad: Tuple[BadLine, ...]
+
+
+def read_rows(file: "str | Path") -> Rows:
+    """Read one JSON object a line with the keys ``content`` and ``summary``."""
+    try:
+        text = Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the dataset {file}: {error.strerror}",
+            hint="set data_loader.dataset_dir, or give --train_dataset_dir / --eval_dataset_dir",
+        ) from error
+    rows: List[Row] = []
+    bad: List[BadLine] = []
+    for number, line in enumerate(text.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(json.loads(line.decode("utf-8"))))
+        except ValueError as error:
+            bad.append(BadLine(number, str(error)))
+    if not rows:
+        reason = f"; line {bad[0].line}: {bad[0].reason}" if bad else ""
+        raise ConfigError(
+            f"the dataset {file} has no rows{reason}",
+            hint='each line is {"content": "…", "summary": "…"}',
+        )
+    return Rows(tuple(rows), tuple(bad))
+
+
+def _row(value: object) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    for key in ("content", "summary"):
+        if not isinstance(value.get(key), str):
+            raise ValueError(f"{key} is missing or not text")
+    return Row(value["content"], value["summary"])
+
+
+def encode_row(row: Row, tokenizer: Tokenizer, dataset: Dataset) -> Tuple[List[int], List[int]]:
+    """Token ids and labels of a training row, each max_source + max_target + 1 long.
+
+    ids = [gMASK] sop prompt (cut) + summary (cut) + eos + padding; the labels of the prompt
+    and of the padding are IGNORED_LABEL (version 2 of the guide's ADGenDataLoader).
+    """
+    prompt = encode_prompt(row.content, tokenizer, dataset.max_source_length)
+    target = tokenizer.encode(row.summary, special=False)[: dataset.max_target_length]
+    target.append(tokenizer.eos_id)
+    padding = dataset.max_source_length + dataset.max_target_length + 1 - len(prompt) - len(target)
+    padded = tokenizer.pad_id if dataset.learn_padding else IGNORED_LABEL
+    return (
+        prompt + target + [tokenizer.pad_id] * padding,
+        [IGNORED_LABEL] * len(prompt) + target + [padded] * padding,
+    )
+
+
+def encode_prompt(content: str, tokenizer: Tokenizer, limit: int) -> List[int]:
+    """``[gMASK] sop`` and the prompt of one round, cut to ``limit`` tokens."""
+    return tokenizer.encode(build_prompt(content))[:limit]
+
+
+class Batches:
+    """The steps of a rank through a dataset, the same in every process that counts along.
+
+    A step takes ``batch_size · data_parallel`` rows in the order of the epoch; rank d of the
+    data-parallel ranks takes the d-th ``batch_size`` of them, so that the rows of a step do
+    not depend on how many ranks share them.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        tokenizer: Tokenizer,
+        dataset: Dataset,
+        *,
+        ranks: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.rows, self.tokenizer, self.dataset = rows, tokenizer, dataset
+        self.ranks, self.rank = ranks, rank
+        self.global_batch = dataset.batch_size * ranks
+        full, rest = divmod(len(rows), self.global_batch)
+        self.steps_per_epoch = full + (0 if dataset.drop_remainder or not rest else 1)
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"{dataset.file} has {len(rows)} rows, less than one step of "
+                f"{dataset.batch_size} rows on {ranks} ranks",
+                hint="lower batch_size, or set drop_remainder: False",
+            )
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Token ids and labels [batch_size, seq] int32 of the steps of an epoch (from 0)."""
+        order = self.order(epoch)
+        for step in range(first_step, self.steps_per_epoch):
+            begin = step * self.global_batch + self.rank * self.dataset.batch_size
+            yield self.batch(order[begin : begin + self.dataset.batch_size])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Row numbers in the order of an epoch."""
+        if not self.dataset.shuffle:
+            return np.arange(len(self.rows))
+        return np.random.default_rng([self.dataset.seed, epoch]).permutation(len(self.rows))
+
+    def batch(self, numbers: Sequence[int]) -> Tuple[np.ndarray, np.ndarray]:
+        """The named rows; missing ones of a last batch become rows with nothing to learn."""
+        encoded = [encode_row(self.rows[i], self.tokenizer, self.dataset) for i in numbers]
+        width = self.dataset.max_source_length + self.dataset.max_target_length + 1
+        empty = ([self.tokenizer.pad_id] * width, [IGNORED_LABEL] * width)
+        encoded += [empty] * (self.dataset.batch_size - len(encoded))
+        ids, labels = zip(*encoded)
+        return np.array(ids, np.int32), np.array(labels, np.int32)

@@ -1,0 +1,113 @@
+"""Linear layer, RMSNorm, rotary embedding and the gated feed-forward block.
+
+Shapes: B rows, T tokens a row, H hidden size, F feed-forward size, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Initializer, Normal, initializer
+
+from glm2.config import ModelConfig
+
+ROTARY_BASE = 10000.0
+
+
+class Linear(nn.Cell):
+    """``y = x Wᵀ (+ b)``; the product runs in the compute type, the weight keeps its own."""
+
+    def __init__(
+        self, inputs: int, outputs: int, config: ModelConfig, *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.dtype = float_type(config.compute_dtype)
+        kind = float_type(config.param_init_type)
+        self.weight = new_weight((outputs, inputs), kind, Normal(config.initializer_range))
+        self.has_bias = bias
+        if bias:
+            self.bias = new_weight((outputs,), kind, "zeros", name="bias")
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        # A plain 2-D product is the fast path on every backend: [B, T, in] -> [B·T, in].
+        y = self.matmul(
+            x.reshape((-1, self.inputs)).astype(self.dtype), self.weight.astype(self.dtype)
+        )
+        if self.has_bias:
+            y = y + self.bias.astype(self.dtype)
+        return y.reshape((*shape[:-1], self.outputs))  # [B·T, out] -> [B, T, out]
+
+
+class RMSNorm(nn.Cell):
+    """``x / sqrt(mean(x²) + eps) · weight`` over the last axis, computed in float32."""
+
+    def __init__(self, size: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.layernorm_epsilon
+        self.dtype = float_type(config.compute_dtype)
+        self.weight = new_weight((size,), float_type(config.param_init_type), "ones")
+        self.mean = ops.ReduceMean(keep_dims=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = x.astype(ms.float32)
+        x = x * ops.rsqrt(self.mean(ops.square(x), -1) + self.eps)
+        return (x * self.weight.astype(ms.float32)).astype(self.dtype)
+
+
+class MLP(nn.Cell):
+    """Feed-forward block with SwiGLU: ``W₂ (silu(first half of W₁x) · second half of W₁x)``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ffn = config.ffn_hidden_size
+        self.dense_h_to_4h = Linear(config.hidden_size, 2 * self.ffn, config)
+        self.dense_4h_to_h = Linear(self.ffn, config.hidden_size, config)
+
+    def construct(self, x: Tensor) -> Tensor:
+        both = self.dense_h_to_4h(x)  # [B, T, 2F]
+        gate, up = both[..., : self.ffn], both[..., self.ffn :]
+        return self.dense_4h_to_h(gate * ops.sigmoid(gate) * up)
+
+
+def rotary_table(positions: int, kv_channels: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the rotary embedding, each [positions, D/4], float32.
+
+    Only the first half of a head's channels turns, so the frequencies are spaced over D/2
+    (RotaryEmbedding of ChatGLM2's reference code).
+    """
+    turned = kv_channels // 2
+    frequency = 1.0 / ROTARY_BASE ** (np.arange(0, turned, 2, dtype=np.float64) / turned)
+    angle = np.outer(np.arange(positions, dtype=np.float64), frequency)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the interleaved pairs (2i, 2i+1) of the first half of each head.
+
+    ``x`` [B, T, heads, D]; ``cos`` and ``sin`` [B or 1, T, 1, D/4]. The second half passes.
+    """
+    batch, length, heads, channels = x.shape
+    half = channels // 2
+    pairs = x[..., :half].reshape((batch, length, heads, half // 2, 2))  # [..., D/4, 2]
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = ops.stack((even * cos - odd * sin, odd * cos + even * sin), -1)
+    turned = turned.reshape((batch, length, heads, half))  # [..., D/4, 2] -> [..., D/2]
+    return ops.concat((turned, x[..., half:]), -1)
+
+
+def float_type(name: str) -> ms.Type:
+    """MindSpore's type for ``float32``, ``float16`` or ``bfloat16``."""
+    return {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}[name]
+
+
+def new_weight(
+    shape: tuple, kind: ms.Type, init: "str | Initializer", name: str = "weight"
+) -> Parameter:
+    """A trainable parameter; its full name comes from the cells around it."""
+    return Parameter(initializer(init, shape, kind), name=name)

@@ -1,0 +1,121 @@
+"""The GLM2 network. Parameter names are those of the guide's MindSpore checkpoints.
+
+Shapes: B rows, T tokens a row, S tokens in the cache, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Normal
+
+from glm2.attention import SelfAttention
+from glm2.config import IGNORED_LABEL, ModelConfig
+from glm2.layers import MLP, Linear, RMSNorm, float_type, new_weight, rotary_table
+
+
+class Glm2(nn.Cell):
+    """ChatGLM2 for next-token prediction."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+
+    def construct(self, input_ids: Tensor) -> Tensor:
+        """Logits [B, T, V] of each next token, from ``input_ids`` [B, T]; positions from 0.
+
+        Padding, if any, is on the right, where no earlier token can see it.
+        """
+        return self.transformer(input_ids)
+
+
+class Transformer(nn.Cell):
+    """Embedding, encoder and output layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dtype = float_type(config.compute_dtype)
+        cos, sin = rotary_table(config.seq_length, config.kv_channels)
+        self.cos, self.sin = Tensor(cos).astype(self.dtype), Tensor(sin).astype(self.dtype)
+        length = config.seq_length
+        self.not_causal = Tensor(np.triu(np.ones((length, length), bool), 1))
+        self.embedding = Embedding(config)
+        self.encoder = Encoder(config)
+        self.output_layer = Linear(config.hidden_size, config.padded_vocab_size, config)
+
+    def construct(self, input_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        cos = self.cos[:length].reshape((1, length, 1, -1))  # [T, D/4] -> [1, T, 1, D/4]
+        sin = self.sin[:length].reshape((1, length, 1, -1))
+        x = self.embedding(input_ids)
+        x = self.encoder(x, cos, sin, self.not_causal[:length, :length])
+        return self.output_layer(x)
+
+
+class Embedding(nn.Cell):
+    """Row of the table for each token: [B, T] -> [B, T, H]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dtype = float_type(config.compute_dtype)
+        self.embedding_table = new_weight(
+            (config.padded_vocab_size, config.hidden_size),
+            float_type(config.param_init_type),
+            Normal(config.initializer_range),
+            name="embedding_table",
+        )
+
+    def construct(self, input_ids: Tensor) -> Tensor:
+        return ops.gather(self.embedding_table, input_ids, 0).astype(self.dtype)
+
+
+class Encoder(nn.Cell):
+    """All layers and the last norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.CellList([Layer(config, i + 1) for i in range(config.num_layers)])
+        self.has_final_norm = config.post_layer_norm
+        if config.post_layer_norm:
+            self.final_layernorm = RMSNorm(config.hidden_size, config)
+
+    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, cos, sin, hidden)
+        return self.final_layernorm(x) if self.has_final_norm else x
+
+
+class Layer(nn.Cell):
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, number: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config)
+        self.self_attention = SelfAttention(config, number)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config)
+        self.mlp = MLP(config)
+
+    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
+        x = x + self.self_attention(self.input_layernorm(x), cos, sin, hidden)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the cross entropies of the learned tokens, float32.
+
+    ``logits`` [B, T, V]; ``labels`` [B, T], the same rows as the input; those equal to
+    IGNORED_LABEL do not count. Token t is predicted at t - 1, so that the first target
+    token, predicted by the last token of the prompt, is learned (as ChatGLM2's reference
+    does).
+    """
+    vocabulary = logits.shape[-1]
+    logits = logits[:, :-1].reshape((-1, vocabulary)).astype(ms.float32)  # [B·(T-1), V]
+    labels = labels[:, 1:].reshape((-1,))  # [B·(T-1)]
+    return ops.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def learned_tokens(labels: Tensor) -> Tensor:
+    """How many tokens of ``labels`` [B, T] count in the loss, as float32."""
+    return (labels[:, 1:] != IGNORED_LABEL).astype(ms.float32).sum()

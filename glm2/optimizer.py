@@ -1,0 +1,84 @@
+"""AdamW, the learning rate's course and the dynamic loss scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Sequence, Tuple
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from glm2.settings import LossScale, Optimizer, Schedule
+
+
+class AdamW(nn.Cell):
+    """AdamW with bias correction and float32 moments (equal to ``torch.optim.AdamW``).
+
+    The moments are named ``adam_m.<weight>`` and ``adam_v.<weight>`` as in MindFormers'
+    checkpoints. Weights with one axis (norms, biases) are not decayed.
+    """
+
+    def __init__(self, weights: Sequence[Parameter], settings: Optimizer) -> None:
+        super().__init__(auto_prefix=False)
+        self.weights = ParameterTuple(weights)
+        self.m = ParameterTuple([_moment("adam_m", w) for w in weights])
+        self.v = ParameterTuple([_moment("adam_v", w) for w in weights])
+        self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
+        self.decay = tuple(settings.weight_decay if w.ndim > 1 else 0.0 for w in weights)
+
+    def construct(self, gradients: Tuple[Tensor, ...], lr: Tensor, updates: Tensor) -> bool:
+        """One update, the ``updates``-th (from 1, float32 scalar), with learning rate ``lr``."""
+        correct1 = 1.0 - ops.pow(self.beta1, updates)
+        correct2 = 1.0 - ops.pow(self.beta2, updates)
+        for i in range(len(gradients)):
+            g = gradients[i].astype(ms.float32)
+            m = self.m[i] * self.beta1 + g * (1.0 - self.beta1)
+            v = self.v[i] * self.beta2 + ops.square(g) * (1.0 - self.beta2)
+            weight = self.weights[i].astype(ms.float32)
+            step = (m / correct1) / (ops.sqrt(v / correct2) + self.eps) + self.decay[i] * weight
+            ops.assign(self.weights[i], (weight - lr * step).astype(self.weights[i].dtype))
+            ops.assign(self.m[i], m)
+            ops.assign(self.v[i], v)
+        return True
+
+
+def _moment(prefix: str, weight: Parameter) -> Parameter:
+    return Parameter(
+        ops.zeros(weight.shape, ms.float32), name=f"{prefix}.{weight.name}", requires_grad=False
+    )
+
+
+def learning_rate(schedule: Schedule, update: int, total: int) -> float:
+    """The rate of the update number ``update`` (from 0) of ``total``.
+
+    Rises linearly from 0 over ``warmup_steps``, then falls to ``end`` as a polynomial:
+    MindFormers' PolynomialWithWarmUpLR.
+
+    >>> learning_rate(Schedule(learning_rate=1.0, end=0.0), 5, 10)
+    0.5
+    """
+    total = schedule.total_steps if schedule.total_steps > 0 else total
+    if update < schedule.warmup_steps:
+        return schedule.learning_rate * update / schedule.warmup_steps
+    decay_steps = max(total - schedule.warmup_steps, 1)
+    left = max(1.0 - (update - schedule.warmup_steps) / decay_steps, 0.0)
+    return (schedule.learning_rate - schedule.end) * left**schedule.power + schedule.end
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The loss scale in use and how many good steps it has seen. A scale of 1 never changes."""
+
+    value: float
+    good_steps: int = 0
+    dynamic: bool = True
+
+    def after(self, overflow: bool, settings: LossScale) -> "Scale":
+        """The scale of the next step: less after an overflow, more after a window of good ones."""
+        if not self.dynamic:
+            return self
+        if overflow:
+            return replace(self, value=max(self.value / settings.factor, 1.0), good_steps=0)
+        if self.good_steps + 1 >= settings.window:
+            return replace(self, value=self.value * settings.factor, good_steps=0)
+        return replace(self, good_steps=self.good_steps + 1)

@@ -1,0 +1,400 @@
+"""Everything that one run is told: the guide's YAML -> Settings (frozen)."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence, Tuple
+
+from glm2.config import ModelConfig
+from glm2.errors import ConfigError
+from glm2.yaml_source import Section, Source, read_yaml
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Device:
+    """``context``: where the graphs run."""
+
+    target: str = "Ascend"
+    """CPU, GPU or Ascend."""
+    id: int = 0
+    """Device of this process; the variable DEVICE_ID comes first where it is set."""
+    max_memory: str = ""
+    """Most memory of an Ascend device, such as 30GB; empty: MindSpore's own default."""
+    threads: int = 0
+    """CPU threads of this process; 0: the cores of the machine shared among its ranks."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """``train_dataset`` or ``eval_dataset``."""
+
+    file: str
+    """AdvertiseGen rows, one JSON object a line; ``sample:train.json`` is the built-in sample."""
+    tokenizer: str
+    """The sentencepiece model; ``sample:tokenizer.model`` is the built-in one."""
+    shuffle: bool = False
+    max_source_length: int = 64
+    """Tokens of the prompt at most, with the two that begin it."""
+    max_target_length: int = 128
+    """Tokens of the answer at most, without the one that ends it."""
+    batch_size: int = 1
+    """Rows of each rank in a step."""
+    drop_remainder: bool = True
+    """Leave out the rows that do not fill the last batch of an epoch."""
+    learn_padding: bool = False
+    """``ignore_pad_token_for_loss: False``."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """``optimizer``: AdamW with bias correction; norms and biases are not decayed."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """Global norm that gradients are clipped to; 0: not clipped (``use_clip_grad: False``)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``lr_schedule``: linear warm-up from 0, then polynomial decay to ``end``."""
+
+    learning_rate: float = 5e-5
+    end: float = 1e-6
+    warmup_steps: int = 0
+    total_steps: int = -1
+    """Length of the decay; -1: all steps of the run."""
+    power: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """``runner_wrapper.scale_sense``; in use with compute_dtype float16 only."""
+
+    initial: float = 65536.0
+    factor: float = 2.0
+    window: int = 1000
+    """Good steps until the scale is multiplied by the factor."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The callback ``CheckpointMointor`` (the guide's spelling)."""
+
+    prefix: str = "glm2"
+    every_steps: int = 0
+    """Save after so many steps, and always at the end; 0: only at the end."""
+    keep: int = 5
+    """Newest files of each rank that are kept."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """``parallel_config``: how the ranks divide the work."""
+
+    data_parallel: int = 0
+    """Ranks with the same weights and different rows; 0: all that model_parallel leaves."""
+    model_parallel: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of the worker."""
+
+    model: ModelConfig
+    device: Device
+    train: Optional[Dataset]
+    eval: Optional[Dataset]
+    optimizer: Optimizer
+    schedule: Schedule
+    loss_scale: LossScale
+    checkpoints: Checkpoints
+    parallel: Parallel
+    epochs: int
+    seed: int
+    output_dir: str
+    load_checkpoint: str
+    use_parallel: Optional[bool]
+    """None: yes when RANK_SIZE is above 1."""
+    run_mode: str
+    do_eval: bool
+    """Evaluate after training."""
+    recompute: bool
+    """Compute a layer's activations again in the backward pass instead of keeping them."""
+    unused: Tuple[str, ...]
+    """Keys of the file that have no effect here, to be named to the user."""
+
+
+def find_config(name: str) -> Path:
+    """The file of ``--config``: a path, or the name of a shipped configuration."""
+    path = Path(name)
+    shipped = CONFIGS / (name if name.endswith(".yaml") else f"{name}.yaml")
+    if path.is_file():
+        return path
+    if path.name == name and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+    raise ConfigError(
+        f"there is no configuration {name}", hint=f"give the path of a YAML file, or one of {names}"
+    )
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read the YAML of a run; every key of it is used, named in ``unused``, or an error."""
+    return parse_settings(read_yaml(path, overrides))
+
+
+def parse_settings(source: Source) -> Settings:
+    """Settings from the values of a file."""
+    top = Section(source, "", source.values)
+    model = top.section("model")
+    model_config = _model_config(model.section("model_config"))
+    architecture = model.section("arch")
+    if architecture.take("type", str, _ARCHITECTURE) != _ARCHITECTURE:
+        raise architecture.error("type", "is not supported", f"glm2 builds {_ARCHITECTURE}")
+    architecture.close()
+    model.close()
+
+    runner = top.section("runner_config")
+    batch_size = runner.take("batch_size", int, None)
+    epochs = runner.take("epochs", int, 1)
+    if epochs < 1:
+        raise runner.error("epochs", f"is {epochs}; at least 1")
+    runner.ignore("sink_mode", "sink_size", "initial_epoch")
+    runner.close()
+
+    train = _dataset(top, "train_dataset", batch_size)
+    evaluation = _dataset(top, "eval_dataset", None)
+    wrapper = top.section("runner_wrapper")
+    _known_type(wrapper, "MFTrainOneStepCell", "MFTrainOneStepCell")
+    scale = _loss_scale(wrapper.section("scale_sense"))
+    clip = wrapper.take("use_clip_grad", bool, True)
+    clip_norm = wrapper.take("max_grad_norm", float, 1.0)
+    wrapper.close()
+    parallel = _parallel(top)
+    recompute = top.section("recompute_config")
+    recompute_on = recompute.take("recompute", bool, False)
+    recompute.ignore_rest()
+    _refuse_features(top)
+    settings = Settings(
+        model=model_config,
+        device=_device(top.section("context")),
+        train=train,
+        eval=evaluation,
+        optimizer=_optimizer(top.section("optimizer"), clip_norm if clip else 0.0),
+        schedule=_schedule(top.section("lr_schedule")),
+        loss_scale=scale,
+        checkpoints=_checkpoints(top.sections("callbacks")),
+        parallel=parallel,
+        epochs=epochs,
+        seed=top.take("seed", int, 0),
+        output_dir=top.take("output_dir", str, "./output"),
+        load_checkpoint=top.take("load_checkpoint", str, None) or "",
+        use_parallel=top.take("use_parallel", bool, None),
+        run_mode=top.take("run_mode", str, "train"),
+        do_eval=top.take("do_eval", bool, False),
+        recompute=recompute_on,
+        unused=(),
+    )
+    top.ignore(*_NO_EFFECT)
+    top.close()
+    return dataclasses.replace(settings, unused=tuple(source.unused))
+
+
+_ARCHITECTURE = "ChatGLM2ForConditionalGeneration"
+
+# Keys of the guide's files that change nothing here: services, tuning of Ascend's own
+# runtime, and registries that glm2 does not have.
+_NO_EFFECT = (
+    "remote_save_url", "trainer", "metric", "processor", "layer_decay", "lr_scale_factor",
+    "parallel", "moe_config", "filepath_prefix", "autotune_per_step", "profile_start_step",
+    "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
+    "eval_callbacks", "eval_step_interval", "eval_epoch_interval", "infer",
+)  # fmt: skip
+
+
+def _model_config(section: Section) -> ModelConfig:
+    """ModelConfig from its keys; the types are those of the dataclass."""
+    if "pet_config" in section.left:
+        raise section.error("pet_config", "is not supported yet", "LoRA comes in a later version")
+    hints = typing.get_type_hints(ModelConfig)
+    values = {}
+    for field in dataclasses.fields(ModelConfig):
+        if field.name in section.left:
+            kind = int if hints[field.name] == Optional[int] else hints[field.name]
+            values[field.name] = section.take(field.name, kind, field.default)
+        section.known.append(field.name)
+    section.close()
+    try:
+        return ModelConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{section.source.name}: {error.message}", hint=error.hint) from None
+
+
+def _dataset(top: Section, name: str, batch_size: Optional[int]) -> Optional[Dataset]:
+    task = top.section(f"{name}_task")
+    _known_type(task, "KeyWordGenDataset", "KeyWordGenDataset")
+    alias = task.section("dataset_config").left
+    task.close()
+    section = top.section(name)
+    if alias and alias != section.left:
+        raise task.error("dataset_config", f"differs from {name}", f"write it as *{name}")
+    if not section.left:
+        return None
+    loader = section.section("data_loader")
+    _known_type(loader, "ADGenDataLoader", "ADGenDataLoader")
+    file = loader.take("dataset_dir", str)
+    shuffle = loader.take("shuffle", bool, False)
+    if loader.take("version", int, 2) != 2:
+        raise loader.error("version", "must be 2", "version 1 is the row format of ChatGLM-6B")
+    if loader.take("origin_columns", list, ["content", "summary"]) != ["content", "summary"]:
+        raise loader.error("origin_columns", "must be [content, summary]")
+    loader.take("phase", str, "")
+    loader.close()
+    tokenizer = section.section("tokenizer")
+    _known_type(tokenizer, "ChatGLM2Tokenizer", "ChatGLM2Tokenizer")
+    vocabulary = tokenizer.take("vocab_file", str)
+    tokenizer.close()
+    if section.take("repeat", int, 1) != 1:
+        raise section.error("repeat", "must be 1", "use runner_config.epochs")
+    own_batch = section.take("batch_size", int, 1)
+    dataset = Dataset(
+        file=file,
+        tokenizer=vocabulary,
+        shuffle=shuffle,
+        max_source_length=section.take("max_source_length", int, 64),
+        max_target_length=section.take("max_target_length", int, 128),
+        # As in MindFormers, runner_config.batch_size comes first for training.
+        batch_size=own_batch if batch_size is None else batch_size,
+        drop_remainder=section.take("drop_remainder", bool, True),
+        learn_padding=not section.take("ignore_pad_token_for_loss", bool, True),
+        seed=section.take("seed", int, 0),
+    )
+    for key in ("max_source_length", "max_target_length", "batch_size"):
+        if getattr(dataset, key) < 1:
+            raise section.error(key, f"is {getattr(dataset, key)}; at least 1")
+    section.ignore("input_columns", "num_parallel_workers", "python_multiprocessing",
+                   "numa_enable", "prefetch_size")  # fmt: skip
+    section.close()
+    return dataset
+
+
+def _device(section: Section) -> Device:
+    if section.take("mode", int, 0) != 0:
+        raise section.error("mode", "must be 0", "glm2 runs in graph mode")
+    device = Device(
+        target=section.take("device_target", str, "Ascend"),
+        id=section.take("device_id", int, 0),
+        max_memory=section.take("max_device_memory", str, ""),
+        threads=section.take("runtime_num_threads", int, 0),
+    )
+    if device.target not in ("CPU", "GPU", "Ascend"):
+        raise section.error("device_target", f"is {device.target!r}", "use CPU, GPU or Ascend")
+    section.ignore_rest()
+    return device
+
+
+def _optimizer(section: Section, clip_norm: float) -> Optimizer:
+    _known_type(section, "AdamW", "AdamW", "FP32StateAdamWeightDecay", "FusedAdamWeightDecay")
+    optimizer = Optimizer(
+        beta1=section.take("beta1", float, 0.9),
+        beta2=section.take("beta2", float, 0.95),
+        eps=section.take("eps", float, 1e-8),
+        weight_decay=section.take("weight_decay", float, 0.1),
+        clip_norm=clip_norm,
+    )
+    section.close()
+    return optimizer
+
+
+def _schedule(section: Section) -> Schedule:
+    _known_type(section, "polynomial", "polynomial", "PolynomialWithWarmUpLR")
+    schedule = Schedule(
+        learning_rate=section.take("learning_rate", float, 5e-5),
+        end=section.take("lr_end", float, 1e-6),
+        warmup_steps=section.take("warmup_steps", int, 0),
+        total_steps=section.take("total_steps", int, -1),
+        power=section.take("power", float, 1.0),
+    )
+    section.close()
+    return schedule
+
+
+def _loss_scale(section: Section) -> LossScale:
+    _known_type(section, "DynamicLossScaleUpdateCell", "DynamicLossScaleUpdateCell")
+    scale = LossScale(
+        initial=section.take("loss_scale_value", float, 65536.0),
+        factor=section.take("scale_factor", float, 2.0),
+        window=section.take("scale_window", int, 1000),
+    )
+    section.close()
+    return scale
+
+
+def _checkpoints(callbacks: Sequence[Section]) -> Checkpoints:
+    found = Checkpoints()
+    for section in callbacks:
+        kind = section.take("type", str)
+        if kind in ("CheckpointMointor", "CheckpointMonitor"):
+            found = Checkpoints(
+                prefix=section.take("prefix", str, "glm2"),
+                every_steps=section.take("save_checkpoint_steps", int, 0),
+                keep=section.take("keep_checkpoint_max", int, 5),
+            )
+            if found.keep < 1:
+                raise section.error("keep_checkpoint_max", f"is {found.keep}; at least 1")
+            section.ignore("integrated_save", "async_save")
+            section.close()
+        elif kind == "MFLossMonitor":
+            section.ignore_rest()
+        elif kind in ("ObsMonitor", "SummaryMonitor", "EvalCallBack", "ProfileMonitor"):
+            section.source.unused.append(f"callbacks {kind}")
+        else:
+            raise section.error("type", f"names an unknown callback {kind!r}")
+    return found
+
+
+def _parallel(top: Section) -> Parallel:
+    section = top.section("parallel_config")
+    parallel = Parallel(
+        data_parallel=section.take("data_parallel", int, 0),
+        model_parallel=section.take("model_parallel", int, 1),
+    )
+    if parallel.data_parallel < 0 or parallel.model_parallel < 1:
+        raise section.error("data_parallel", "and model_parallel must be at least 1")
+    for key in ("model_parallel", "pipeline_stage", "expert_parallel", "micro_batch_num"):
+        value = parallel.model_parallel if key == "model_parallel" else section.take(key, int, 1)
+        if value != 1:
+            raise section.error(key, f"is {value}; only 1 is supported yet")
+    section.ignore("vocab_emb_dp", "gradient_aggregation_group", "optimizer_shard")
+    section.close()
+    if top.take("micro_batch_interleave_num", int, 1) != 1:
+        raise top.error("micro_batch_interleave_num", "is not supported", "set it to 1")
+    return parallel
+
+
+def _refuse_features(top: Section) -> None:
+    """Switches that would change the result, and that glm2 does not have: only off passes."""
+    for key in ("auto_trans_ckpt", "only_save_strategy", "resume_training", "layer_scale",
+                "lr_scale", "auto_tune", "profile"):  # fmt: skip
+        if top.take(key, bool, False):
+            raise top.error(key, "is not supported", "set it to False")
+
+
+def _known_type(section: Section, default: str, *known: str) -> None:
+    kind = section.take("type", str, default)
+    if kind not in known:
+        raise section.error("type", f"is {kind!r}", f"glm2 has {' and '.join(known)}")
+
+
+def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with the command line's options in place of the file's."""
+    return dataclasses.replace(settings, **changes)

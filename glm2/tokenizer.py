@@ -1,0 +1,74 @@
+"""ChatGLM2's tokenizer: a sentencepiece model and five special tokens behind its pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterable, List, Sequence, Tuple
+
+import sentencepiece
+
+from glm2.errors import ConfigError
+
+SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+"""In the order of their ids, which follow the last piece: 64789 … 64793 in ChatGLM2."""
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    >>> tokenizer = Tokenizer("tokenizer.model")           # doctest: +SKIP
+    >>> tokenizer.encode("你好")                            # doctest: +SKIP
+    [64790, 64792, 36474, 54591]
+    """
+
+    def __init__(self, file: "str | Path") -> None:
+        if not Path(file).is_file():
+            raise ConfigError(
+                f"there is no tokenizer file {file}",
+                hint="set train_dataset.tokenizer.vocab_file to ChatGLM2's tokenizer.model",
+            )
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(f"{file} is not a sentencepiece model") from error
+        first = self._pieces.vocab_size()
+        self.special_ids = {token: first + i for i, token in enumerate(SPECIAL_TOKENS)}
+        self.vocab_size = first + len(SPECIAL_TOKENS)
+        self.bos_id: int = self._pieces.bos_id()
+        self.eos_id: int = self._pieces.eos_id()
+        self.pad_id: int = self._pieces.unk_id()
+        """ChatGLM2 pads with the id of the unknown piece, 0."""
+
+    def encode(self, text: str, *, special: bool = True) -> List[int]:
+        """Token ids of ``text``, with ``[gMASK] sop`` before it unless ``special`` is False."""
+        ids: List[int] = self._pieces.encode(text)
+        return self.prefix() + ids if special else ids
+
+    def prefix(self) -> List[int]:
+        """What begins every sequence: ``[gMASK] sop``."""
+        return [self.special_ids["[gMASK]"], self.special_ids["sop"]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``; special tokens and ids beyond the vocabulary have none."""
+        pieces = self._pieces.vocab_size()
+        text: str = self._pieces.decode([int(i) for i in ids if 0 <= int(i) < pieces])
+        return text
+
+
+def build_prompt(question: str, history: Sequence[Tuple[str, str]] = ()) -> str:
+    """The prompt of a question after rounds of (question, answer).
+
+    >>> build_prompt("你好")
+    '[Round 1]\\n\\n问：你好\\n\\n答：'
+    """
+    rounds = [
+        f"[Round {i}]\n\n问：{asked}\n\n答：{answered}"
+        for i, (asked, answered) in enumerate(history, 1)
+    ]
+    rounds.append(f"[Round {len(history) + 1}]\n\n问：{question}\n\n答：")
+    return "\n\n".join(rounds)
+
+
+def pad_left(rows: Sequence[Sequence[int]], width: int, pad_id: int) -> List[List[int]]:
+    """Rows filled up to ``width`` with padding on the left, as generation needs them."""
+    return [[pad_id] * (width - len(row)) + list(row) for row in rows]
