@@ -7,14 +7,13 @@ of the file and knows neither patterns nor ``@revoked``. Not supported: ``@cert-
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, FrozenSet, List, Sequence, Tuple
+from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 DEFAULT_FILES = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
 
@@ -97,15 +96,15 @@ def _load(versions: Tuple[Tuple[Path, int, int], ...]) -> KnownHosts:
                 continue
             try:
                 blob = base64.b64decode(fields[2], validate=True)
-            except binascii.Error:
+                salt_and_digest = _hashed_name(fields[0])
+            except ValueError:
                 continue  # a damaged line makes its host unknown, and that is reported
             key = HostKey(fields[1], blob, f"{file}:{number}")
             names = tuple(fields[0].lower().split(","))
             if marker == "@revoked":
                 revoked.add(blob)
-            elif fields[0].startswith("|1|"):
-                salt, digest = (base64.b64decode(part) for part in fields[0].split("|")[2:4])
-                hashed.append((salt, digest, key))
+            elif salt_and_digest is not None:
+                hashed.append((*salt_and_digest, key))
             elif any(set(name) & set("*?!") for name in names):
                 patterns.append((names, key))
             else:
@@ -117,6 +116,14 @@ def _load(versions: Tuple[Tuple[Path, int, int], ...]) -> KnownHosts:
         tuple(patterns),
         frozenset(revoked),
     )
+
+
+def _hashed_name(field: str) -> Optional[Tuple[bytes, bytes]]:
+    """Salt and digest of ``|1|SALT|DIGEST``; None for a name in clear text."""
+    if not field.startswith("|1|"):
+        return None
+    salt, digest = field[3:].split("|")
+    return base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

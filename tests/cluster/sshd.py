@@ -1,6 +1,7 @@
 """Real sshd servers on 127.0.1.1, 127.0.1.2, …: hosts of a cluster that is all on this machine.
 
-Each server has its own host key, port, configuration and PATH. From the command line::
+Each server has its own host key, port and configuration, and its sessions their own PATH and HOME
+(so that nobody's login scripts take part). From the command line::
 
     python -m tests.cluster.sshd up --hosts 12 --port 2222 --dir .loopback
     python -m tests.cluster.sshd down --dir .loopback
@@ -45,7 +46,7 @@ ListenAddress {address}
 HostKey {folder}/host_key
 PidFile {folder}/sshd.pid
 AuthorizedKeysFile {authorized_keys}
-SetEnv "PATH={folder}/bin:{path}"
+SetEnv "PATH={folder}/bin:{path}" "HOME={folder}/home"
 StrictModes no
 UsePAM no
 UseDNS no
@@ -91,6 +92,7 @@ class Server:
     def configure(self, authorized_keys: Path, extra: str) -> str:
         """Write key and configuration; returns the line for ``known_hosts``."""
         (self.folder / "bin").mkdir(parents=True)
+        (self.folder / "home").mkdir()
         public = write_key(self.folder / "host_key")
         text = _CONFIG.format(
             port=self.port,
