@@ -237,6 +237,8 @@ def _explain(error: yaml.MarkedYAMLError, text: str, filename: str, problems: Pr
         hint = _hint(what, error.context or "")
     if r"'\t'" in what:
         what = "a tab is used for indentation"
+    elif "expected <block end>" in what:
+        what = "this does not fit the indentation of the lines above"
     where = Location(filename, mark.line + 1, mark.column + 1) if mark else Location(filename)
     problems.add(what, where, hint)
 
