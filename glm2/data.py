@@ -39,7 +39,7 @@ class Rows:
     bad: Tuple[BadLine, ...]
 
 
-def read_rows(file: "str | Path") -> Rows:
+def read_rows(file: str | Path) -> Rows:
     """Read one JSON object a line with the keys ``content`` and ``summary``."""
     try:
         text = Path(file).read_bytes()

@@ -107,7 +107,7 @@ def float_type(name: str) -> ms.Type:
 
 
 def new_weight(
-    shape: tuple, kind: ms.Type, init: "str | Initializer", name: str = "weight"
+    shape: tuple, kind: ms.Type, init: str | Initializer, name: str = "weight"
 ) -> Parameter:
     """A trainable parameter; its full name comes from the cells around it."""
     return Parameter(initializer(init, shape, kind), name=name)

@@ -5,9 +5,11 @@ Shapes: B rows, T tokens a row, S tokens in the cache, H hidden size, V vocabula
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
 from glm2.attention import SelfAttention
@@ -53,6 +55,23 @@ class Transformer(nn.Cell):
         x = self.encoder(x, cos, sin, self.not_causal[:length, :length])
         return self.output_layer(x)
 
+    def place(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Rotary tables and mask of left-padded rows.
+
+        ``slots`` [T] are the columns of the tokens at hand, ``padding`` [B] the padded columns
+        of each row, ``last`` [S] all columns that can be attended to. Gives cosines and sines
+        [B, T, 1, D/4] of the positions, which start at 0 behind the padding, and the mask
+        [B, 1, 1, T, S], True where a token does not see.
+        """
+        position = ops.maximum(slots.reshape((1, -1)) - padding.reshape((-1, 1)), 0)  # [B, T]
+        later = last.reshape((1, -1)) > slots.reshape((-1, 1))  # [T, S]
+        padded = last.reshape((1, -1)) < padding.reshape((-1, 1))  # [B, S]
+        hidden = ops.logical_or(ops.expand_dims(later, 0), ops.expand_dims(padded, 1))
+        hidden = ops.expand_dims(ops.expand_dims(hidden, 1), 1)  # [B, T, S] -> [B, 1, 1, T, S]
+        cos = ops.expand_dims(ops.gather(self.cos, position, 0), 2)  # [B, T, D/4] -> [B, T, 1, D/4]
+        sin = ops.expand_dims(ops.gather(self.sin, position, 0), 2)
+        return cos, sin, hidden
+
 
 class Embedding(nn.Cell):
     """Row of the table for each token: [B, T] -> [B, T, H]."""
@@ -86,6 +105,21 @@ class Encoder(nn.Cell):
             x = layer(x, cos, sin, hidden)
         return self.final_layernorm(x) if self.has_final_norm else x
 
+    def extend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        hidden: Tensor,
+        slots: Tensor,
+        keys: Tuple[Parameter, ...],
+        values: Tuple[Parameter, ...],
+    ) -> Tensor:
+        """The same for new tokens [B, T, H] behind those in the cache; see SelfAttention."""
+        for i in range(len(self.layers)):
+            x = self.layers[i].extend(x, cos, sin, hidden, slots, keys[i], values[i])
+        return self.final_layernorm(x) if self.has_final_norm else x
+
 
 class Layer(nn.Cell):
     """Attention and feed-forward, each behind a norm and added to the residual stream."""
@@ -99,6 +133,21 @@ class Layer(nn.Cell):
 
     def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
         x = x + self.self_attention(self.input_layernorm(x), cos, sin, hidden)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def extend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        hidden: Tensor,
+        slots: Tensor,
+        keys: Parameter,
+        values: Parameter,
+    ) -> Tensor:
+        """The same for new tokens behind those in the cache."""
+        normed = self.input_layernorm(x)
+        x = x + self.self_attention.extend(normed, cos, sin, hidden, slots, keys, values)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -73,7 +73,7 @@ class Scale:
     good_steps: int = 0
     dynamic: bool = True
 
-    def after(self, overflow: bool, settings: LossScale) -> "Scale":
+    def after(self, overflow: bool, settings: LossScale) -> Scale:
         """The scale of the next step: less after an overflow, more after a window of good ones."""
         if not self.dynamic:
             return self

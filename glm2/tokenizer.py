@@ -21,7 +21,7 @@ class Tokenizer:
     [64790, 64792, 36474, 54591]
     """
 
-    def __init__(self, file: "str | Path") -> None:
+    def __init__(self, file: str | Path) -> None:
         if not Path(file).is_file():
             raise ConfigError(
                 f"there is no tokenizer file {file}",

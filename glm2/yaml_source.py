@@ -65,12 +65,12 @@ class Section:
             raise self.error(key, f"must be {_KINDS[kind]}, not {value!r}")
         return value
 
-    def section(self, key: str) -> "Section":
+    def section(self, key: str) -> Section:
         """The section below ``key``; empty when the key is absent."""
         self.known.append(key)
         return Section(self.source, self.name(key), self.left.pop(key, None))
 
-    def sections(self, key: str) -> List["Section"]:
+    def sections(self, key: str) -> List[Section]:
         """The sections of a list below ``key``."""
         items = self.take(key, list, [])
         return [Section(self.source, f"{self.name(key)}.{i}", item) for i, item in enumerate(items)]
@@ -115,7 +115,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> Source:
         node = yaml.compose(text, Loader=_Loader)
         lines: Dict[str, int] = {}
         _note_lines(node, "", path.name, lines)
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
@@ -127,7 +127,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> Source:
 
 def parse_value(text: str) -> Any:
     """A YAML value as the file itself would read it."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,0 +1,115 @@
+"""Evaluation: answers to all prompts of a data set, scored with ROUGE and BLEU-4."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Sequence
+
+import numpy as np
+from mindspore import Tensor
+
+from glm2.data import Row, encode_prompt
+from glm2.generate import Generator, Sampling
+from glm2.metrics import say
+from glm2.model import Glm2
+from glm2.parallel import Layout, SumOverRanks
+from glm2.settings import Dataset
+from glm2.tokenizer import Tokenizer
+
+METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row with the model's answer and its scores, each 0 to 100."""
+
+    row: int
+    content: str
+    summary: str
+    prediction: str
+    scores: Dict[str, float]
+
+
+def evaluate(
+    model: Glm2, rows: Sequence[Row], tokenizer: Tokenizer, dataset: Dataset, layout: Layout
+) -> List[Scored]:
+    """Answer and score this rank's rows: every n-th of them, n the data-parallel ranks."""
+    mine = range(layout.data_rank, len(rows), layout.data_parallel)
+    limit = min(dataset.max_source_length, model.config.seq_length - 1)
+    prompts = {i: encode_prompt(rows[i].content, tokenizer, limit) for i in mine}
+    if not prompts:
+        return []
+    width = max(map(len, prompts.values()))
+    generator = Generator(
+        model,
+        batch=min(dataset.batch_size, len(prompts)),
+        width=width,
+        capacity=min(width + dataset.max_target_length, model.config.seq_length),
+        use_past=model.config.use_past,
+    )
+    scored: List[Scored] = []
+    begun = time.monotonic()
+    for first in range(0, len(mine), generator.batch):
+        numbers = mine[first : first + generator.batch]
+        answers = generator.generate([prompts[i] for i in numbers], Sampling())
+        for i, answer in zip(numbers, answers):
+            text = tokenizer.decode(answer)
+            scores = score(text, rows[i].summary)
+            scored.append(Scored(i, rows[i].content, rows[i].summary, text, scores))
+        say(f"eval {len(scored)}/{len(mine)} rows  {time.monotonic() - begun:.1f} s")
+    return scored
+
+
+def summarise(scored: Sequence[Scored], layout: Layout) -> Dict[str, float]:
+    """Mean scores over the rows of all ranks, their number, and how many answers were blank."""
+    sums = [sum(item.scores[name] for item in scored) for name in METRICS]
+    sums += [float(len(scored)), float(sum(not item.prediction.strip() for item in scored))]
+    total = SumOverRanks(layout)(Tensor(np.array(sums, np.float32))).asnumpy()
+    rows = max(float(total[-2]), 1.0)
+    result = {name: round(float(value) / rows, 4) for name, value in zip(METRICS, total)}
+    return {**result, "rows": int(total[-2]), "blank": int(total[-1])}
+
+
+def write_report(folder: Path, rank: int, result: Dict[str, float], scored: List[Scored]) -> Path:
+    """``eval_rank_N.json``: the result over all ranks and the answers of this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"eval_rank_{rank}.json"
+    report = {"schema": 1, "result": result, "rows": [asdict(item) for item in scored]}
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+    return file
+
+
+def table(result: Dict[str, float]) -> str:
+    """The result as a small table for people."""
+    head = "  ".join(f"{name:>8}" for name in (*METRICS, "rows", "blank"))
+    cells = [f"{result[name]:8.2f}" for name in METRICS]
+    return head + "\n" + "  ".join([*cells, f"{result['rows']:8d}", f"{result['blank']:8d}"])
+
+
+def score(prediction: str, reference: str) -> Dict[str, float]:
+    """ROUGE-1/2/L (F) over words and BLEU-4 over characters, each 0 to 100.
+
+    As ChatGLM2's own evaluation does: words by jieba, rouge-chinese, smoothing method 3.
+    A blank answer scores 0.
+    """
+    import jieba
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from rouge_chinese import Rouge
+
+    jieba.setLogLevel(logging.WARNING)
+    if not prediction.strip() or not reference.strip():
+        return dict.fromkeys(METRICS, 0.0)
+    words = [" ".join(jieba.cut(text)) for text in (prediction, reference)]
+    rouge = Rouge().get_scores(words[0], words[1])[0]
+    scores = {name: round(100.0 * rouge[name]["f"], 4) for name in METRICS[:3]}
+    bleu = sentence_bleu(
+        [list(reference)], list(prediction), smoothing_function=SmoothingFunction().method3
+    )
+    return {**scores, "bleu-4": round(100.0 * float(bleu), 4)}
