@@ -17,7 +17,11 @@ from orchestrator.errors import UsageError
 @click.option("--out", "out_dir", metavar="DIR", help="Default: checkpoints/ of the run's folder.")
 @click.option("--merge", is_flag=True, help="Merge the shards into one file as well.")
 @click.option(
-    "--format", "form", type=click.Choice(("ckpt", "safetensors")), default="ckpt", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(("ckpt", "safetensors")),
+    default="ckpt",
+    show_default=True,
 )
 @output_option("table", "json")
 def collect_ckpt(

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.command(context_settings={"ignore_unknown_options": False})
 @inventory_options
 @job_options
-@click.option("--detach", is_flag=True, help="Return once the ranks run; a controller stays behind.")
+@click.option(
+    "--detach", is_flag=True, help="Return once the ranks run; a controller stays behind."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch no host.")
 @click.option("--yes", is_flag=True, help="Do not ask before starting on several hosts.")
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
@@ -46,8 +48,9 @@ def launch(
     from orchestrator.runs.layout import RunStore, home
 
     inventory = requests.read_inventory(inventory_file, limit)
-    job = requests.build_job(inventory, request)
-    inventory = requests.with_devices(inventory, request.get("devices"))
+    inventory = requests.with_devices(inventory, request["devices"])
+    run_id = request["run_id"] or ("dry-run" if dry_run else None)
+    job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
     if dry_run:
         print_plan(requests.plan_offline(inventory, job, None), output)
         return
@@ -109,5 +112,3 @@ def _confirm(plan: Plan, yes: bool) -> None:
         return
     question = f"Start {plan.world_size} ranks on {len(plan.hosts)} hosts?"
     click.confirm(question, default=True, abort=True, err=True)
-
-

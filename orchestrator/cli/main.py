@@ -13,13 +13,10 @@ import click
 
 from orchestrator.cli import (
     attach,
-    ckpt,
-    collect,
     facts,
     launch,
     logs,
     plan,
-    ranktable,
     runs,
     status,
     stop,
@@ -41,15 +38,11 @@ for command in (
     launch.launch,
     plan.plan,
     facts.facts,
-    ranktable.ranktable,
     status.status,
     logs.logs,
     stop.stop,
     attach.attach,
     attach.control,
-    collect.collect_ckpt,
-    ckpt.merge_ckpt,
-    ckpt.ckpt,
     runs.runs,
 ):
     cli.add_command(command)

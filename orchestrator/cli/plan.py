@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.command()
 @inventory_options
 @job_options
-@click.option("--facts", "facts_file", metavar="FILE", help="Facts kept by `glm2-orch facts --out`.")
+@click.option(
+    "--facts", "facts_file", metavar="FILE", help="Facts kept by `glm2-orch facts --out`."
+)
 @click.option("--out", "out_dir", metavar="DIR", help="Write every file that would be sent.")
 @output_option("table", "json")
 def plan(
@@ -36,8 +38,9 @@ def plan(
     from orchestrator.cli import request as requests
 
     inventory = requests.read_inventory(inventory_file, limit)
-    job = requests.build_job(inventory, request)
-    inventory = requests.with_devices(inventory, request.get("devices"))
+    inventory = requests.with_devices(inventory, request["devices"])
+    run_id = request["run_id"] or "dry-run"
+    job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
     made = requests.plan_offline(inventory, job, facts_file)
     if out_dir is not None:
         _write(made, Path(out_dir))

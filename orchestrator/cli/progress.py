@@ -134,3 +134,33 @@ def steps_shown() -> Iterator[Callable[[str], None]]:
             click.echo(printable(text), err=True)
 
     yield plain
+
+
+@contextmanager
+def bytes_shown(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress callback ``(bytes done, bytes in all)``: a bar with rate, or lines in a pipe."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        last = time.monotonic()
+
+        def plain(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _PLAIN_EVERY_S:
+                last = time.monotonic()
+                click.echo(f"{doing}: {done >> 20} of {total >> 20} MiB", err=True)
+
+        yield plain
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn(doing),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

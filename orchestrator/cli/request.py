@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, TypeVar
 
 import click
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.inventory import Inventory
+    from orchestrator.inventory import Host, Inventory
     from orchestrator.job import Job
+    from orchestrator.planning.facts import HostFacts
+    from orchestrator.planning.plan import Plan
+    from orchestrator.transport.base import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
 MODES = ("train", "finetune", "eval", "predict", "export")
@@ -30,7 +36,9 @@ def inventory_options(function: F) -> F:
                 metavar="FILE",
                 help="Inventory of servers (YAML), or the name of one that is shipped.",
             ),
-            click.option("--limit", metavar="PATTERN", help="Only these hosts or groups; !x leaves out."),
+            click.option(
+                "--limit", metavar="PATTERN", help="Only these hosts or groups; !x leaves out."
+            ),
         )
     ):
         function = decorate(function)
@@ -57,13 +65,19 @@ def job_options(function: F) -> F:
             click.option("--predict-data", "--predict_data", metavar="TEXT"),
             click.option("--devices", metavar="RANGE", help="Devices of each host, e.g. [0,8)."),
             click.option(
-                "--env", "environment", multiple=True, metavar="KEY=VALUE", help="Variable of every rank."
+                "--env",
+                "environment",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Variable of every rank.",
             ),
             click.option("--recipe", help="ascend_ranktable, dynamic_cluster or standalone."),
             click.option(
                 "--worker-command", metavar="COMMAND", help="Run this instead of python -m glm2."
             ),
-            click.option("--run-id", metavar="NAME", help="Name of the run; default: mode and time."),
+            click.option(
+                "--run-id", metavar="NAME", help="Name of the run; default: mode and time."
+            ),
         )
     ):
         function = decorate(function)
@@ -71,7 +85,7 @@ def job_options(function: F) -> F:
 
 
 def read_inventory(inventory_file: str, limit: Optional[str]) -> Inventory:
-    """Load, check and narrow the inventory."""
+    """Load, check and narrow the inventory: a path, or the name of a shipped one."""
     from orchestrator import inventory as inventories
     from orchestrator.resources import resource_dir
 
@@ -81,3 +95,105 @@ def read_inventory(inventory_file: str, limit: Optional[str]) -> Inventory:
         path = shipped if shipped.exists() else path
     loaded = inventories.load_inventory(path, default_python=sys.executable, home=Path.home())
     return inventories.limit(loaded, limit) if limit else loaded
+
+
+def with_devices(inventory: Inventory, devices: Optional[str]) -> Inventory:
+    """The inventory with the devices of ``--devices`` on every host."""
+    from orchestrator.inventory import DevicesError, parse_devices
+
+    if devices is None:
+        return inventory
+    try:
+        chosen = parse_devices(devices)
+    except DevicesError as error:
+        raise UsageError(f"--devices: {error}", hint=error.hint) from None
+    return replace(inventory, hosts=tuple(_with_devices(host, chosen) for host in inventory.hosts))
+
+
+def build_job(
+    inventory: Inventory, mode: str, request: Mapping[str, Any], *, run_id: Optional[str]
+) -> Job:
+    """The job that the command line and the inventory's ``job:`` section describe."""
+    from orchestrator import job as jobs
+    from orchestrator.engine.payload import worker_folder
+
+    options = jobs.JobOptions(
+        config=request["config"],
+        recipe=request["recipe"],
+        settings=request["settings"],
+        env=request["environment"],
+        worker_command=request["worker_command"],
+        worker_args=request["worker_args"],
+        load_checkpoint=request["load_checkpoint"],
+        predict_data=request["predict_data"],
+    )
+    defaults = jobs.JobDefaults(inventory.job, inventory.job_locations, inventory.folder)
+    return jobs.build_job(
+        run_id or _new_run_id(mode),
+        mode,
+        options,
+        defaults,
+        config_dir=worker_folder() / "configs",
+        cwd=Path.cwd(),
+    )
+
+
+def plan_offline(inventory: Inventory, job: Job, facts_file: Optional[str]) -> Plan:
+    """The plan from what is declared or kept in a file; no host is asked."""
+    from orchestrator.planning.planner import plan
+
+    return plan(inventory, job, {} if facts_file is None else _read_facts(facts_file))
+
+
+def plan_live(
+    inventory: Inventory,
+    job: Job,
+    transports: Mapping[str, Transport],
+    progress: Callable[[str], None],
+) -> Plan:
+    """The plan from what the hosts say now. Raises when a host cannot run the job."""
+    from orchestrator.engine.gather import check_ready, gather
+    from orchestrator.planning.environment import SCHEDULER_PORT
+    from orchestrator.planning.facts import parse_facts
+    from orchestrator.planning.planner import plan
+
+    port = job.scheduler_port or SCHEDULER_PORT
+    raw = gather(inventory.hosts, transports, scheduler_port=port, progress=progress)
+    facts = {name: parse_facts(fields, host=name) for name, fields in raw.items()}
+    check_ready(inventory.hosts, facts, needs_mindspore=not job.worker_command)
+    return plan(inventory, job, facts)
+
+
+def _with_devices(host: Host, devices: tuple[int, ...]) -> Host:
+    if not host.device_ips:
+        return replace(host, devices=devices)
+    ips = dict(zip(host.devices, host.device_ips))
+    unknown = [device for device in devices if device not in ips]
+    if unknown:
+        raise UsageError(
+            f"--devices: {host.name} declares no device_ips for device {unknown[0]}",
+            hint=f"choose among {', '.join(map(str, host.devices))}",
+        )
+    return replace(host, devices=devices, device_ips=tuple(ips[device] for device in devices))
+
+
+def _new_run_id(mode: str) -> str:
+    from orchestrator.runs.layout import new_run_id
+
+    return new_run_id(mode, datetime.now(), secrets.token_hex(2))
+
+
+def _read_facts(facts_file: str) -> Mapping[str, HostFacts]:
+    import json
+
+    from orchestrator.planning.facts import parse_facts
+
+    try:
+        raw = json.loads(Path(facts_file).read_text("utf-8"))["facts"]
+        items = list(raw.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpecError(
+            f"cannot read facts from {facts_file}: {error}",
+            hint="make the file with: glm2-orch facts --inventory FILE --out FILE",
+        ) from None
+    return {name: parse_facts(fields, host=name) for name, fields in items}

@@ -78,7 +78,7 @@ def stop_run(run: OpenRun, *, grace_s: float, progress: Progress) -> List[Outcom
 
     def stop(transport: Any) -> Answer:
         supervisor = run.supervisor(plans[transport.name])
-        return supervisor.stop("stopped by request", by="request", grace_s=grace_s)
+        return supervisor.stop("stopped by request", grace_s=grace_s)
 
     return on_each(run.transports, "stopping", stop, progress)
 
@@ -102,10 +102,8 @@ def end_unwatched(run: OpenRun, watch: Callable[[], object]) -> None:
 
 def ended(paths: RunPaths) -> Optional[Mapping[str, Any]]:
     """The run's ``end`` entry, or None."""
-    for event in reversed(Journal(paths.journal).events()):
-        if event.get("event") == "end":
-            return event
-    return None
+    ends = [event for event in Journal(paths.journal).events() if event["event"] == "end"]
+    return ends[-1] if ends else None
 
 
 def wait_for_end(paths: RunPaths, timeout: float = 60.0) -> None:
@@ -115,4 +113,3 @@ def wait_for_end(paths: RunPaths, timeout: float = 60.0) -> None:
         if ended(paths):
             return
         time.sleep(0.1)
-

@@ -22,7 +22,6 @@ from orchestrator.watching import reducer
 
 _TICK_S = 0.5
 _RECONNECT_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-STOP_BY_CONTROLLER = "controller"
 
 
 class Observer(Protocol):
@@ -169,9 +168,7 @@ class _Loop:
     def _stop(self, host: str, reason: str) -> None:
         """Runs in a worker thread. A failure is journaled; the silence rule bounds the wait."""
         try:
-            answer = self._supervisors[host].stop(
-                reason, by=STOP_BY_CONTROLLER, grace_s=self._grace_s
-            )
+            answer = self._supervisors[host].stop(reason, grace_s=self._grace_s)
             self._journal.append("stopped", host=host, certificate=answer)
         except OrchError as error:
             self._journal.append("stop-failed", host=host, error=str(error))

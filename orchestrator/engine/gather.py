@@ -10,7 +10,7 @@ import orchestrator.node
 from orchestrator.engine.hosts import on_all
 from orchestrator.errors import HostNotReady, OrchError, one_error
 from orchestrator.inventory import Host
-from orchestrator.planning.facts import HostFacts, parse_facts
+from orchestrator.planning.facts import HostFacts
 from orchestrator.transport.base import Completed, Transport
 
 Progress = Callable[[str], None]
@@ -44,18 +44,12 @@ def gather(
     return on_all(transports, "asking hosts", probe, progress)
 
 
-def parse_all(raw: Mapping[str, Mapping[str, Any]]) -> Dict[str, HostFacts]:
-    return {host: parse_facts(fields) for host, fields in raw.items()}
-
-
 def check_ready(
     hosts: Sequence[Host], facts: Mapping[str, HostFacts], *, needs_mindspore: bool
 ) -> None:
     """Raise HostNotReady (or HostErrors) for hosts on which the job cannot even begin."""
     errors = [
-        error
-        for host in hosts
-        for error in _problems(host, facts[host.name], needs_mindspore)
+        error for host in hosts for error in _problems(host, facts[host.name], needs_mindspore)
     ]
     if errors:
         raise one_error(f"{len(errors)} problems on the hosts", errors)
@@ -64,7 +58,7 @@ def check_ready(
 def _problems(host: Host, facts: HostFacts, needs_mindspore: bool) -> list[OrchError]:
     found: list[OrchError] = []
     workdir = facts.workdir
-    if workdir.writable is False:
+    if workdir is not None and workdir.writable is False:
         found.append(
             HostNotReady(
                 f"the workdir {host.workdir} cannot be written: {workdir.error or 'no permission'}",
@@ -72,7 +66,11 @@ def _problems(host: Host, facts: HostFacts, needs_mindspore: bool) -> list[OrchE
                 host=host.name,
             )
         )
-    elif workdir.free_bytes is not None and workdir.free_bytes < _MINIMUM_FREE:
+    elif (
+        workdir is not None
+        and workdir.free_bytes is not None
+        and workdir.free_bytes < _MINIMUM_FREE
+    ):
         found.append(
             HostNotReady(
                 f"the workdir {host.workdir} is full: {workdir.free_bytes >> 20} MiB are free",

@@ -146,7 +146,7 @@ def undo(run: OpenRun, progress: Progress) -> None:
         host = plans[transport.name]
         there = transport.run(["test", "-e", f"{host.run_dir}/node/supervisor.py"], timeout=30)
         if there.ok:
-            run.supervisor(host).stop("the launch was given up", by="controller", grace_s=2.0)
+            run.supervisor(host).stop("the launch was given up", grace_s=2.0)
         transport.run(["rm", "-rf", "--", host.run_dir], timeout=60)
 
     for outcome in on_each(run.transports, "undoing", clean, progress):

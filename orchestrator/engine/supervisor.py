@@ -34,9 +34,9 @@ class Supervisor:
     def status(self) -> Answer:
         return self._ask("status", timeout=30)
 
-    def stop(self, reason: str, *, by: str = "request", grace_s: float = 10.0) -> Answer:
+    def stop(self, reason: str, *, grace_s: float = 10.0) -> Answer:
         """End the run here and return the certificate: ``{"clean": bool, "left": [...]}``."""
-        options = ["--grace", str(grace_s), "--reason", reason, "--by", by]
+        options = ["--grace", str(grace_s), "--reason", reason]
         return self._ask("stop", *options, timeout=grace_s + 60)
 
     def sweep(self) -> Answer:

@@ -21,15 +21,12 @@ from which a cut stream is resumed: nothing else has to be remembered.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import List, Mapping
 
 from orchestrator.errors import UsageError
-
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -109,8 +106,10 @@ class RunStore:
         self.root = home / "runs"
 
     def create(self, run_id: str) -> RunPaths:
-        """Make the folder of a new run (0700). Raises UsageError for a taken or malformed id."""
-        check_run_id(run_id)
+        """Make the folder of a new run (0700); ``run_id`` is a checked one (``job.check_run_id``).
+
+        Raises UsageError when it is taken.
+        """
         paths = RunPaths(self.root / run_id)
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -152,15 +151,6 @@ class RunStore:
             )
         raise UsageError(
             f"no run is called {name!r}", hint=f"the newest is {names[-1]}; `latest` names it too"
-        )
-
-
-def check_run_id(run_id: str) -> None:
-    """Raise UsageError unless ``run_id`` can be a folder name everywhere and an argument."""
-    if not _RUN_ID.match(run_id):
-        raise UsageError(
-            f"{run_id!r} cannot be a run id",
-            hint="use 1 to 64 letters, digits, `.`, `-` or `_`; begin with a letter or digit",
         )
 
 

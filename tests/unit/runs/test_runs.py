@@ -11,9 +11,10 @@ from datetime import datetime
 import pytest
 
 from orchestrator.errors import Busy, UsageError
+from orchestrator.job import check_run_id
 from orchestrator.runs import lease
 from orchestrator.runs.journal import Journal, last_events, read_events
-from orchestrator.runs.layout import RunStore, check_run_id, home, new_run_id
+from orchestrator.runs.layout import RunStore, home, new_run_id
 from orchestrator.runs.state import ProcessStatus, RunStatus, merge_state, read_state
 
 LAUNCH = {
@@ -56,12 +57,6 @@ def test_new_run_id_is_valid_and_sorts_by_time():
     assert early == "finetune-20240102-030405-ffff"
     assert early < late
     check_run_id(early)
-
-
-@pytest.mark.parametrize("bad", ["", ".x", "-x", "a/b", "a b", "../x", "x" * 65, "a\n"])
-def test_run_ids_that_could_escape_are_refused(bad):
-    with pytest.raises(UsageError):
-        check_run_id(bad)
 
 
 def test_resolve(store):
