@@ -131,6 +131,14 @@ def members(
     return [processes[pid] for pid in sorted(found) if processes[pid].alive]
 
 
+def tops(found: Iterable[Process]) -> List[Process]:
+    """Those whose parent is not among ``found``: whom to ask to end, so that a rank which still
+    saves keeps its helpers. A helper is asked when it has lost its parent."""
+    found = list(found)
+    pids = {process.pid for process in found}
+    return [process for process in found if process.ppid not in pids]
+
+
 def send(process: Process, signum: int) -> bool:
     """Signal this very process; False when it has ended or is not ours to signal."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from typing import List, Optional, Set, Tuple
 
@@ -59,7 +60,9 @@ def _request_stop(
     try:
         answer = control.ask(folder.path, request, timeout=_MARGIN_S)
         allowed = float(answer["grace_s"])
-    except (OSError, KeyError):  # it hangs, or has just ended
+    except socket.timeout:  # it hangs
+        return 0.0
+    except (OSError, KeyError):  # it is just ending
         return _MARGIN_S
     return allowed + KILL_PATIENCE_S + FLUSH_PATIENCE_S + _MARGIN_S
 
@@ -84,13 +87,13 @@ def _sweep(folder: RunFolder, grace: Optional[float], supervisor: Optional[int] 
         now = time.monotonic()
         if not left or now >= kill_at + KILL_PATIENCE_S:
             break
-        for process in left:
+        for process in left if now >= kill_at else processes.tops(left):
             key = (process.pid, process.start_ticks)
             if now >= kill_at:
                 processes.send(process, signal.SIGKILL)
             elif key not in asked:
                 processes.send(process, signal.SIGTERM)
-                processes.send(process, signal.SIGCONT)
+                processes.send(process, signal.SIGCONT)  # a stopped process would not see it
             asked.add(key)
         time.sleep(_POLL_S)
     state = snapshot.take(folder)

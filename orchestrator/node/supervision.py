@@ -318,7 +318,7 @@ class Supervision:
         if not left and not unreaped:
             self._finish(self._decide(), [])
         elif now < self._kill_at:
-            for process in self._without_helpers_of_the_living(left):
+            for process in processes.tops(left):
                 if (process.pid, process.start_ticks, signal.SIGTERM) not in self._sent:
                     self._signal_process(process, signal.SIGTERM)
                     processes.send(process, signal.SIGCONT)  # a stopped process would not see it
@@ -333,12 +333,6 @@ class Supervision:
     def _members(self) -> List[Process]:
         me = os.getpid()
         return processes.members(self.spec.run_id, self.folder.path, me, self._spared)
-
-    def _without_helpers_of_the_living(self, left: List[Process]) -> List[Process]:
-        table = {process.pid: process for process in left}
-        mains = [child.popen.pid for child in self.children if child.running]
-        helpers = processes.descendants(mains, table)
-        return [process for process in left if process.pid not in helpers]
 
     def _signal_process(self, process: Process, signum: int) -> None:
         """Signal it; the journal says so once, however often it takes."""
