@@ -29,11 +29,10 @@ demo: $(VENV)/.worker
 	@echo '==> 3/5 collect the sharded checkpoint and merge it'
 	@$(BIN)/glm2-orch collect-ckpt --merge --out .demo
 	@echo '==> 4/5 evaluate the merged weights'
-	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml eval \
-	  --load-checkpoint .demo/merged/tiny_cpu.ckpt --show-result
+	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml eval --load-checkpoint .demo/merged.ckpt
 	@echo '==> 5/5 predict with the merged weights'
 	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml predict \
-	  --load-checkpoint .demo/merged/tiny_cpu.ckpt --predict-data '类型#上衣*颜色#白色*风格#简约'
+	  --load-checkpoint .demo/merged.ckpt --predict-data '类型#上衣*颜色#白色*风格#简约'
 
 test: $(VENV)/.test sshd lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

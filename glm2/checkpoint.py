@@ -79,6 +79,8 @@ def find_weights(name: str) -> Path:
     """The file that ``load_checkpoint`` means: a path, or a name such as ``glm2_6b``."""
     for candidate in (Path(name), *(DOWNLOADS / f"{name}{end}" for end in _ENDINGS)):
         if candidate.is_file():
+            if candidate.suffix not in _ENDINGS:
+                raise ConfigError(f"{candidate} is no checkpoint: it must end in .ckpt or .safetensors")
             return candidate
     raise ConfigError(
         f"there are no weights {name}",
@@ -110,8 +112,6 @@ def load_weights(model: ms.nn.Cell, file: Path) -> None:
 
 def read_parameters(file: Path) -> Dict[str, Parameter]:
     """All parameters of a ``.ckpt`` or ``.safetensors`` file by name."""
-    if file.suffix not in _ENDINGS:
-        raise ConfigError(f"{file}: weights end in {' or '.join(_ENDINGS)}")
     try:
         found: Dict[str, Parameter] = ms.load_checkpoint(str(file), format=file.suffix[1:])
     except (ValueError, RuntimeError, OSError, TypeError) as error:

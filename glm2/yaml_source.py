@@ -24,12 +24,16 @@ class Source:
         self.name = name
         self.values = values
         self.lines = lines
+        self.overridden: List[str] = []
+        """Keys whose value was given with ``--set``."""
         self.unused: List[str] = []
         """Keys that were accepted and have no effect, in full, filled by ``Section.ignore``."""
 
     def where(self, key: str) -> str:
-        """``file:line: `` of a key, or of the nearest section around it."""
+        """``file:line: `` of a key, or of the nearest section around it; ``--set: `` if it was."""
         while key and key not in self.lines:
+            if key in self.overridden:
+                return "--set: "
             key = key.rpartition(".")[0]
         return f"{self.name}:{self.lines[key]}: " if key else f"{self.name}: "
 
@@ -90,12 +94,13 @@ class Section:
     def close(self) -> None:
         """Refuse keys that nobody took."""
         for key in self.left:
-            near = difflib.get_close_matches(str(key), self.known, n=3, cutoff=0.6)
+            names = sorted(set(self.known))
+            near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.6)
             raise ConfigError(
                 f"{self.source.where(self.name(str(key)))}unknown key {self.name(str(key))}",
                 hint=f"did you mean {' or '.join(near)}?"
                 if near
-                else f"known here: {', '.join(sorted(self.known))}",
+                else f"known here: {', '.join(names)}",
             )
 
     def error(self, key: str, problem: str, hint: str = "") -> ConfigError:
@@ -120,9 +125,12 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> Source:
         raise ConfigError(f"{path.name} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} must be a mapping of keys to values")
+    source = Source(path.name, values, lines)
     for override in overrides:
-        _apply(values, override)
-    return Source(path.name, values, lines)
+        key = _apply(values, override)
+        lines.pop(key, None)
+        source.overridden.append(key)
+    return source
 
 
 def parse_value(text: str) -> Any:
@@ -171,7 +179,8 @@ def _note_lines(node: Optional[yaml.Node], path: str, file: str, lines: Dict[str
         _note_lines(value, full, file, lines)
 
 
-def _apply(values: Dict[str, Any], override: str) -> None:
+def _apply(values: Dict[str, Any], override: str) -> str:
+    """Set one value; returns its key in full."""
     path, equals, text = override.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
@@ -203,6 +212,7 @@ def _apply(values: Dict[str, Any], override: str) -> None:
             here[key] = value
         else:
             here = here[key]
+    return ".".join(parts)
 
 
 def _one_line(error: Exception) -> str:

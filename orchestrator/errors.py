@@ -188,3 +188,7 @@ class HostErrors(OrchError):
 def one_error(message: str, errors: Sequence[OrchError]) -> OrchError:
     """The single error itself, or a HostErrors that says ``message`` and carries all."""
     return errors[0] if len(errors) == 1 else HostErrors(message, errors)
+
+
+class Terminated(BaseException):
+    """SIGTERM reached the command itself; like KeyboardInterrupt, not an error of the tree."""

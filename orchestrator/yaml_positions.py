@@ -45,11 +45,15 @@ _Loader.yaml_implicit_resolvers = {
     first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which YAML 1.1 or 1.2 would read as a number or date."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def compose(text: str, filename: str, problems: Problems) -> Optional[yaml.Node]:
@@ -140,7 +144,9 @@ def parse_scalar(text: str) -> object:
 
 def dump(value: object) -> str:
     """YAML text of ``value``: keys in their order, shared objects as anchors, stable bytes."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000, indent=2)
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000, indent=2
+    )
 
 
 def _loader(text: str, filename: str, problems: Problems) -> Optional[_Loader]:

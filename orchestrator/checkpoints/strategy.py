@@ -66,21 +66,27 @@ def load_strategy(path: Path) -> Strategy:
     Raises CheckpointError when a file is corrupt, two files of one stage disagree, or a stage is
     missing between the others; the message names the file.
     """
-    files = sorted(_strategy_files(path), key=_by_rank)
+    return read_strategies({str(file): _read(file) for file in _strategy_files(path)}, str(path))
+
+
+def read_strategies(contents: Mapping[str, bytes], where: str) -> Strategy:
+    """The strategy of a job from the contents of its files, by file name; errors as
+    ``load_strategy``, with ``where`` for the origin of them all."""
     stages: Dict[int, Layouts] = {}
-    origin: Dict[int, Path] = {}
+    origin: Dict[int, str] = {}
     parsed: Dict[bytes, Mapping[int, Layouts]] = {}  # the ranks of a stage write equal files
+    files = sorted(contents, key=_by_rank)
     for file in files:
-        content = _read(file)
+        content = contents[file]
         if content not in parsed:
-            parsed[content] = parse_strategy(content, str(file))
+            parsed[content] = parse_strategy(content, file)
         for stage, layouts in parsed[content].items():
             _check_stage_of_name(file, stage, layouts)
             if stage not in stages:
                 stages[stage], origin[stage] = layouts, file
             elif stages[stage] != layouts:
                 raise _disagree(stage, origin[stage], stages[stage], file, layouts)
-    return assemble(stages, tuple(str(file) for file in files), str(path))
+    return assemble(stages, files, where)
 
 
 def assemble(stages: Mapping[int, Layouts], sources: Sequence[str], where: str) -> Strategy:
@@ -173,14 +179,14 @@ def _strategy_files(path: Path) -> List[Path]:
     return files
 
 
-def _rank_of(file: Path) -> Optional[int]:
-    match = _RANK_IN_NAME.search(file.name)
+def _rank_of(file: str) -> Optional[int]:
+    match = _RANK_IN_NAME.search(file)
     return int(match[1]) if match and len(match[1]) <= 6 else None
 
 
-def _by_rank(file: Path) -> Tuple[int, str]:
+def _by_rank(file: str) -> Tuple[int, str]:
     rank = _rank_of(file)
-    return (-1 if rank is None else rank, file.name)
+    return (-1 if rank is None else rank, file)
 
 
 def _read(file: Path) -> bytes:
@@ -194,11 +200,11 @@ def _read(file: Path) -> bytes:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
 
 
-def _check_stage_of_name(file: Path, stage: int, layouts: Layouts) -> None:
+def _check_stage_of_name(file: str, stage: int, layouts: Layouts) -> None:
     """A file named for a rank must describe the stage which that rank is in."""
     rank = _rank_of(file)
     ranks = next(iter(layouts.values())).ranks
-    if rank is not None and "merged" not in file.name and rank // ranks != stage:
+    if rank is not None and "merged" not in file.rsplit("/", 1)[-1] and rank // ranks != stage:
         raise CheckpointError(
             f"{file} describes pipeline stage {stage}, but rank {rank} is in stage "
             f"{rank // ranks} of {ranks} ranks each",
@@ -206,9 +212,7 @@ def _check_stage_of_name(file: Path, stage: int, layouts: Layouts) -> None:
         )
 
 
-def _disagree(
-    stage: int, one: Path, first: Layouts, other: Path, second: Layouts
-) -> CheckpointError:
+def _disagree(stage: int, one: str, first: Layouts, other: str, second: Layouts) -> CheckpointError:
     for name in list(first) + list(second):
         if first.get(name) != second.get(name):
             return CheckpointError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.output import output_option, say
-from orchestrator.errors import Busy, OrchError
+from orchestrator.errors import Busy, OrchError, Terminated
 
 if TYPE_CHECKING:
     from orchestrator.runs.layout import RunPaths
@@ -38,7 +38,7 @@ def attach(run: str, show_logs: bool, output: str) -> None:
     try:
         with reopened(paths) as opened:
             follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=show_logs, output=output)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         held.release()
         watch_in_background(paths)
         say(f"detached: run {paths.run_id} goes on, watched in the background")

@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.output import output_option, print_json, say
 from orchestrator.cli.request import inventory_options, job_options
+from orchestrator.errors import Terminated
 
 if TYPE_CHECKING:
     from orchestrator.engine.launch import OpenRun
@@ -41,10 +42,13 @@ def launch(
     running and detaches; `glm2-orch stop` ends it.
     """
     from orchestrator.cli import request as requests
+    from orchestrator.cli.ending import follow_to_end
     from orchestrator.cli.plan import print_plan
     from orchestrator.cli.progress import steps_shown
+    from orchestrator.engine.control import is_running
     from orchestrator.engine.hosts import connected
     from orchestrator.engine.launch import open_run, start_run
+    from orchestrator.runs import lease
     from orchestrator.runs.layout import RunStore, home
 
     inventory = requests.read_inventory(inventory_file, limit)
@@ -60,49 +64,43 @@ def launch(
             plan = requests.plan_live(inventory, job, transports, progress)
         _confirm(plan, yes)
         run = open_run(store, inventory, plan, transports)
-        say(f"run {plan.run_id}: {plan.world_size} ranks on {len(plan.hosts)} hosts")
-        with steps_shown() as progress:
-            start_run(run, progress)
-        if detach:
-            _detach(run, output)
-            return
-        _follow(run, job.grace_s, show_logs, output)
-
-
-def _follow(run: OpenRun, grace_s: float, show_logs: bool, output: str) -> None:
-    from orchestrator.cli.ending import follow_to_end
-    from orchestrator.engine.control import watch_in_background
-    from orchestrator.runs import lease
-
-    held = lease.acquire(run.paths.lock, "launch")
-    try:
-        follow_to_end(run, grace_s=grace_s, show_logs=show_logs, output=output)
-    except KeyboardInterrupt:
-        held.release()
-        watch_in_background(run.paths)
-        say(f"detached: run {run.paths.run_id} goes on, watched in the background")
-        say(f"  follow it: glm2-orch attach {run.paths.run_id}")
-        say(f"  end it:    glm2-orch stop {run.paths.run_id}")
-        raise
-    except BaseException as error:
-        # SIGTERM to the command (a scheduler's time limit, a log-out): the job is not ours to end.
-        if type(error).__name__ == "_Terminated":
+        say(f"run {plan.run_id}: {_ranks_on_hosts(plan)}")
+        held = lease.acquire(run.paths.lock, "launch")
+        try:
+            with steps_shown() as progress:
+                start_run(run, progress)
+            if not detach:
+                follow_to_end(run, grace_s=plan.grace_s, show_logs=show_logs, output=output)
+                return
+        except (KeyboardInterrupt, Terminated):
+            # Ctrl-C, a log-out or a time limit end this command; the job goes on.
+            if is_running(run.paths):
+                held.release()
+                _leave_behind(run, "detached")
+            raise
+        finally:
             held.release()
-            watch_in_background(run.paths)
-        raise
-    finally:
-        held.release()
+        pid = _leave_behind(run, "running")
+    if output == "json":
+        print_json({"run_id": plan.run_id, "status": "running", "controller_pid": pid})
+    else:
+        click.echo(plan.run_id)
 
 
-def _detach(run: OpenRun, output: str) -> None:
+def _leave_behind(run: OpenRun, how: str) -> int:
     from orchestrator.engine.control import watch_in_background
 
     pid = watch_in_background(run.paths)
-    if output == "json":
-        print_json({"run_id": run.paths.run_id, "status": "running", "controller_pid": pid})
-    else:
-        click.echo(run.paths.run_id)
-    say(f"  follow it: glm2-orch attach {run.paths.run_id}")
+    run_id = run.paths.run_id
+    say(f"{how}: run {run_id} goes on, watched in the background")
+    say(f"  follow it: glm2-orch attach {run_id}")
+    say(f"  end it:    glm2-orch stop {run_id}")
+    return pid
+
+
+def _ranks_on_hosts(plan: Plan) -> str:
+    ranks = f"{plan.world_size} rank" + ("s" if plan.world_size != 1 else "")
+    return f"{ranks} on {len(plan.hosts)} host" + ("s" if len(plan.hosts) != 1 else "")
 
 
 def _confirm(plan: Plan, yes: bool) -> None:
@@ -110,5 +108,4 @@ def _confirm(plan: Plan, yes: bool) -> None:
 
     if yes or len(plan.hosts) < 2 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    question = f"Start {plan.world_size} ranks on {len(plan.hosts)} hosts?"
-    click.confirm(question, default=True, abort=True, err=True)
+    click.confirm(f"Start {_ranks_on_hosts(plan)}?", default=True, abort=True, err=True)

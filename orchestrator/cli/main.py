@@ -13,6 +13,8 @@ import click
 
 from orchestrator.cli import (
     attach,
+    ckpt,
+    collect,
     facts,
     launch,
     logs,
@@ -21,7 +23,7 @@ from orchestrator.cli import (
     status,
     stop,
 )
-from orchestrator.errors import HostErrors, OrchError
+from orchestrator.errors import HostErrors, OrchError, Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,6 +45,9 @@ for command in (
     stop.stop,
     attach.attach,
     attach.control,
+    collect.collect_ckpt,
+    ckpt.merge_ckpt,
+    ckpt.ckpt,
     runs.runs,
 ):
     cli.add_command(command)
@@ -68,7 +73,7 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         status = 130
-    except _Terminated:
+    except Terminated:
         click.echo("terminated", err=True)
         status = 143
     except BrokenPipeError:
@@ -85,13 +90,9 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
     sys.exit(status)
 
 
-class _Terminated(BaseException):
-    """SIGTERM reached the command itself."""
-
-
 def _terminated(_signum: int, _frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated
+    raise Terminated
 
 
 def _show(error: OrchError, *, as_json: bool) -> None:

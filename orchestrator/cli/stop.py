@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", default="latest")
-@click.option("--grace", type=float, default=10.0, show_default=True, help="Seconds before KILL.")
+@click.option("--grace", type=float, help="Seconds from TERM to KILL; default: the job's own.")
 @output_option("table", "json")
-def stop(run: str, grace: float, output: str) -> None:
+def stop(run: str, grace: Optional[float], output: str) -> None:
     """End RUN (default: latest) on every host: TERM, a grace to save, KILL.
 
     Says for each host that it is clean, or what is left. Stopping twice does no harm.
@@ -30,12 +30,13 @@ def stop(run: str, grace: float, output: str) -> None:
     paths = RunStore(home()).resolve(run)
     was_over = ended(paths) is not None
     with reopened(paths) as opened:
+        grace_s = opened.plan.grace_s if grace is None else grace
         with steps_shown() as progress:
-            outcomes = stop_run(opened, grace_s=grace, progress=progress)
+            outcomes = stop_run(opened, grace_s=grace_s, progress=progress)
         reached = [outcome for outcome in outcomes if outcome.error is None]
         if not was_over and len(reached) == len(outcomes):
             quiet = RunProgress({}, show_logs=False)
-            end_unwatched(opened, lambda: watch_run(opened, quiet, grace_s=grace))
+            end_unwatched(opened, lambda: watch_run(opened, quiet, grace_s=grace_s))
     _tell(paths.run_id, outcomes, output)
 
 

@@ -100,6 +100,12 @@ def end_unwatched(run: OpenRun, watch: Callable[[], object]) -> None:
         held.release()
 
 
+def is_running(paths: RunPaths) -> bool:
+    """Whether all ranks were started and no ending is journaled."""
+    kinds = [event["event"] for event in Journal(paths.journal).events()]
+    return "running" in kinds and "end" not in kinds
+
+
 def ended(paths: RunPaths) -> Optional[Mapping[str, Any]]:
     """The run's ``end`` entry, or None."""
     ends = [event for event in Journal(paths.journal).events() if event["event"] == "end"]

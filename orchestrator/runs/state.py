@@ -33,13 +33,13 @@ class RunStatus(str, Enum):
 
 
 class ProcessStatus(str, Enum):
-    """Where one process is: ``collateral`` is one that we ended because another failed."""
+    """Where one process is; ``stopped`` is one that we ended: never the cause of a failure."""
 
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    COLLATERAL = "collateral"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _apply_node(
 
 def _exit_status(event: Event) -> ProcessStatus:
     if event.get("collateral"):
-        return ProcessStatus.COLLATERAL
+        return ProcessStatus.STOPPED
     return ProcessStatus.SUCCEEDED if event.get("code") == 0 else ProcessStatus.FAILED
 
 

@@ -105,7 +105,7 @@ def _connect_tcp(host: Host, deadline: float) -> socket.socket:
     limit = max(deadline - time.monotonic(), 0.1)
     try:
         sock = socket.create_connection((host.address, host.ssh.port), timeout=limit)
-    except socket.gaierror as failure:
+    except (socket.gaierror, UnicodeError) as failure:  # unknown, or no possible name
         raise HostUnreachable(
             f"the name {host.address!r} cannot be resolved",
             hint="check the address in the inventory, and DNS or /etc/hosts on this machine",

@@ -171,7 +171,7 @@ def _node_event(state: Watch, event: NodeEvent) -> Result:
             wall=data.get("wall"),
         )
         return _fail(state, failure, {"event": dict(data)})
-    if kind == "stopping" and data.get("by") == "request" and state.stopping is None:
+    if kind == "stopping" and data.get("by") != "supervisor" and state.stopping is None:
         decision = Decide("stop-requested", {"host": host, "event": dict(data)})
         state = replace(state, stopping="stop-requested")
         return state, [decision, *_stop_others(state, host, "stop requested on another host")]

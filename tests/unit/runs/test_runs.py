@@ -160,7 +160,7 @@ def test_state_of_a_success():
     assert state.status.is_terminal
     assert [rank.status for rank in state.ranks] == [ProcessStatus.SUCCEEDED] * 2
     assert (state.ranks[0].step, state.ranks[0].loss, state.ranks[0].phase) == (3, 2.5, "done")
-    assert state.processes[0].status is ProcessStatus.COLLATERAL
+    assert state.processes[0].status is ProcessStatus.STOPPED
     assert state.hosts[0].outcome == "succeeded"
     assert not state.unwatched
 

@@ -1,0 +1,205 @@
+"""A folder of collected checkpoints: what is complete in it, and how a step becomes so.
+
+::
+
+    checkpoint/rank_N/*.ckpt   verified files, of one step or several
+    strategy/*
+    manifest.json              every file of every complete step with its SHA-256
+    COMPLETE                   the complete steps; written last
+    .incoming/                 files on their way, continued at the next attempt
+
+A file enters ``checkpoint/`` only when all files of its step have arrived and are verified.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from orchestrator.errors import Busy, CheckpointError
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class CollectedFile:
+    """A verified file of a step. ``mtime_ns`` is that of the copy here, ``source_mtime_ns`` that
+    on the host: while neither has changed, the content need not be read again."""
+
+    rank: int
+    name: str
+    size: int
+    sha256: str
+    host: str
+    source_mtime_ns: int
+    mtime_ns: int = 0
+
+
+class CollectedFolder:
+    """The folder ``root``; made when it is missing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    @property
+    def strategy(self) -> Path:
+        return self.root / "strategy"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def marker(self) -> Path:
+        return self.root / "COMPLETE"
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / ".incoming"
+
+    def path(self, file: CollectedFile) -> Path:
+        return self.checkpoint / f"rank_{file.rank}" / file.name
+
+    def part(self, rank: int, name: str) -> Path:
+        """Where a file of a step grows while it is fetched."""
+        return self.incoming / f"rank_{rank}" / f"{name}.part"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other collectors out of the folder; Busy when one is in it."""
+        try:
+            self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {self.root}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise Busy(f"another process is collecting into {self.root}") from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def complete(self, step: str) -> Optional[Tuple[CollectedFile, ...]]:
+        """The files of a complete step, if every one is still here unchanged; else None."""
+        if step not in self._complete_steps():
+            return None
+        try:
+            entries = self._manifest()["steps"][step]["files"]
+            files = tuple(CollectedFile(**entry) for entry in entries)
+        except (KeyError, TypeError):
+            return None
+        return files if files and all(self._unchanged(file) for file in files) else None
+
+    def install(
+        self,
+        step: str,
+        files: Sequence[CollectedFile],
+        strategies: Mapping[str, bytes],
+        notes: Sequence[str],
+    ) -> Tuple[CollectedFile, ...]:
+        """Move the verified parts of a step into place, and mark it complete at the very end."""
+        self._mark([other for other in self._complete_steps() if other != step])
+        for name, content in strategies.items():
+            _write(self.strategy / name, content)
+        placed: List[CollectedFile] = []
+        for file in files:
+            path, part = self.path(file), self.part(file.rank, file.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if part.exists():
+                _sync(part)
+                os.replace(part, path)
+                _sync(path.parent)
+            entry = asdict(file)
+            entry["mtime_ns"] = path.stat().st_mtime_ns
+            placed.append(CollectedFile(**entry))
+        document = self._manifest()
+        document["tool"] = f"glm2-orch {version('glm2-orch')}"
+        document["steps"][step] = {
+            "files": [asdict(file) for file in placed],
+            "strategy": {
+                name: hashlib.sha256(content).hexdigest() for name, content in strategies.items()
+            },
+            "notes": list(notes),
+        }
+        _write(self.manifest, json.dumps(document, indent=1).encode())
+        self._mark([*self._complete_steps(), step])
+        shutil.rmtree(self.incoming, ignore_errors=True)
+        return tuple(placed)
+
+    def _unchanged(self, file: CollectedFile) -> bool:
+        path = self.path(file)
+        try:
+            status = path.stat()
+        except OSError:
+            return False
+        if status.st_size != file.size:
+            return False
+        return status.st_mtime_ns == file.mtime_ns or sha256_of(path) == file.sha256
+
+    def _complete_steps(self) -> List[str]:
+        document = _read_json(self.marker)
+        steps = document.get("steps")
+        return [str(step) for step in steps] if isinstance(steps, list) else []
+
+    def _manifest(self) -> Dict[str, Any]:
+        document = _read_json(self.manifest)
+        if not isinstance(document.get("steps"), dict):
+            return {"schema": 1, "steps": {}}
+        return document
+
+    def _mark(self, steps: Sequence[str]) -> None:
+        if steps:
+            _write(self.marker, json.dumps({"schema": 1, "steps": list(steps)}).encode())
+        else:
+            self.marker.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for chunk in iter(lambda: file.read(_CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # absent or torn: nothing is known to be complete
+    return document if isinstance(document, dict) else {}
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a small file, durably, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

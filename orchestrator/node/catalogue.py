@@ -1,0 +1,131 @@
+"""What a host holds of a run's checkpoints; sent to its Python over standard input.
+
+    python3 - list --run-dir DIR --ranks 0,1   one JSON object: files, and the strategy files
+    python3 - hash --run-dir DIR FILE...       one JSON line a file, with its SHA-256
+
+Standard library only, Python 3.7 and newer. FILE is relative to ``output/checkpoint``. Nothing is
+written. An error is ``{"error":{"code","message","hint"}}`` and exit status 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, Dict, List, Sequence
+
+CHUNK = 1 << 20
+MAX_STRATEGY_BYTES = 256 << 20
+HASHING_THREADS = 4
+
+
+class CatalogueError(Exception):
+    """The folder cannot be read; the message says which and why."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="catalogue.py")
+    commands = parser.add_subparsers(dest="command")
+    commands.required = True
+    listing = commands.add_parser("list")
+    listing.add_argument("--run-dir", required=True)
+    listing.add_argument("--ranks", required=True)
+    hashing = commands.add_parser("hash")
+    hashing.add_argument("--run-dir", required=True)
+    hashing.add_argument("files", nargs="+")
+    options = parser.parse_args(argv)
+    output = os.path.join(options.run_dir, "output")
+    try:
+        if options.command == "list":
+            ranks = [int(rank) for rank in options.ranks.split(",")]
+            _print(listed(output, ranks))
+        else:
+            print_digests(os.path.join(output, "checkpoint"), options.files)
+    except CatalogueError as error:
+        _print({"error": {"code": "catalogue", "message": str(error), "hint": ""}})
+        return 4
+    return 0
+
+
+def listed(output: str, ranks: Sequence[int]) -> Dict[str, Any]:
+    """Files of the given ranks, and the strategy files with their content (each once)."""
+    files = []
+    for rank in ranks:
+        folder = os.path.join(output, "checkpoint", "rank_%d" % rank)
+        for entry in _files(folder):
+            status = entry.stat()
+            files.append(
+                {
+                    "rank": rank,
+                    "name": entry.name,
+                    "size": status.st_size,
+                    "mtime_ns": status.st_mtime_ns,
+                }
+            )
+    strategy = []
+    contents = {}
+    for entry in _files(os.path.join(output, "strategy")):
+        if entry.name.startswith(".") or not entry.name.endswith((".ckpt", ".json")):
+            continue
+        if entry.stat().st_size > MAX_STRATEGY_BYTES:
+            raise CatalogueError("%s is too large for a strategy file" % entry.path)
+        with _opened(entry.path) as file:
+            content = file.read()
+        digest = hashlib.sha256(content).hexdigest()
+        strategy.append({"name": entry.name, "sha256": digest})
+        contents[digest] = base64.b64encode(content).decode("ascii")
+    return {"schema": 1, "files": files, "strategy": strategy, "contents": contents}
+
+
+def print_digests(folder: str, names: Sequence[str]) -> None:
+    """Print ``{"file","size","mtime_ns","sha256"}`` for each file, in the order given."""
+    paths = [os.path.join(folder, name) for name in names]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashlib runs without the GIL
+        for name, answer in zip(names, pool.map(digest, paths)):
+            _print(dict(answer, file=name))
+
+
+def digest(path: str) -> Dict[str, Any]:
+    """Size, time of change and SHA-256 of a file."""
+    sha256 = hashlib.sha256()
+    with _opened(path) as file:
+        status = os.fstat(file.fileno())
+        for chunk in iter(lambda: file.read(CHUNK), b""):
+            sha256.update(chunk)
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": sha256.hexdigest(),
+    }
+
+
+def _files(folder: str) -> List[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if entry.is_file()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CatalogueError("cannot read %s: %s" % (folder, error.strerror)) from None
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _opened(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise CatalogueError("cannot read %s: %s" % (path, error.strerror)) from None
+
+
+def _print(answer: Dict[str, Any]) -> None:
+    # ASCII only, so that no locale of the host can get in the way.
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""Fixtures of tests that run the whole command line against real hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import psutil
+import pytest
+
+from orchestrator.runs.layout import RunPaths, RunStore
+
+STANDIN = Path(__file__).with_name("standin_rank.py")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished command left: exit status and both streams."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Dict[str, Any]:
+        answer = json.loads(self.stdout)
+        assert answer["schema"] == 1
+        return answer
+
+
+class Cli:
+    """``glm2-orch`` as a user runs it, in real processes, with a state folder of the test's own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = RunStore(home)
+        self.environment = {**os.environ, "GLM2_ORCH_HOME": str(home), "NO_COLOR": "1"}
+
+    def __call__(self, *arguments: object, timeout: float = 120) -> Result:
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, *arguments: object) -> List[str]:
+        return [sys.executable, "-m", "orchestrator.cli.main", *map(str, arguments)]
+
+    def run(self, name: str = "latest") -> RunPaths:
+        return self.store.resolve(name)
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """The command line; at the end no process of any of its runs may be left."""
+    made = Cli(tmp_path / "home")
+    yield made
+    left = [process for name in made.store.names() for process in processes_of(name)]
+    for process in left:
+        process.kill()
+    assert not left, f"left behind: {left}"
+
+
+def processes_of(run_id: str) -> List[psutil.Process]:
+    """Processes that carry the run's id in their environment, or control it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("GLM2_RUN_ID") == run_id or run_id in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def standin(steps: int = 3) -> Sequence[str]:
+    """Options that make every rank run the stand-in."""
+    return ("--worker-command", f"{sys.executable} {STANDIN} {steps}")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,115 @@
+"""Reading /proc and deciding who belongs to whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import Dict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.node import processes
+from orchestrator.node.processes import Process
+
+
+def stat(name: bytes, pid: int = 42, ppid: int = 7, ticks: int = 123456) -> bytes:
+    middle = b" ".join(b"0" for _ in range(17))
+    return b"%d (%s) S %d %s %d 999 0\n" % (pid, name, ppid, middle, ticks)
+
+
+@given(st.binary(max_size=15).filter(lambda name: b"\0" not in name))
+def test_a_name_cannot_shift_the_fields(name: bytes) -> None:
+    process = processes.parse_stat(stat(name))
+    assert (process.pid, process.ppid, process.start_ticks, process.state) == (42, 7, 123456, "S")
+    assert process.name == name.decode("utf-8", "replace")
+
+
+def test_hostile_names() -> None:
+    for name in (b"a) S 1 (b", b") Z 1", b"((", b" ", b"x\ny"):
+        assert processes.parse_stat(stat(name)).ppid == 7
+
+
+def table(parents: Dict[int, int]) -> processes.Table:
+    return {pid: Process(pid, ppid, 1, "S", "p") for pid, ppid in parents.items()}
+
+
+TREE = table({1: 0, 10: 1, 11: 10, 12: 11, 20: 1, 21: 20})
+
+
+def test_descendants_and_ancestors() -> None:
+    assert processes.descendants([10], TREE) == {11, 12}
+    assert processes.descendants([11, 20], TREE) == {12, 21}
+    assert processes.descendants([99], TREE) == set()
+    assert processes.ancestors(12, TREE) == {12, 11, 10, 1}
+    assert processes.ancestors(99, TREE) == set()
+
+
+def test_tops_spare_the_helpers_of_the_living() -> None:
+    found = [TREE[pid] for pid in (10, 11, 12, 21)]
+    assert [process.pid for process in processes.tops(found)] == [10, 21]
+
+
+@given(st.dictionaries(st.integers(1, 30), st.integers(0, 30), max_size=30))
+def test_any_table_is_walked_to_its_end(parents: Dict[int, int]) -> None:
+    """Read one by one while processes come and go, a table may hold anything, even circles."""
+    found = table(parents)
+    for pid in parents:
+        below = processes.descendants([pid], found)
+        assert all(parents[child] in below | {pid} for child in below)
+        assert pid in processes.ancestors(pid, found)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"GLM2_RUN_ID": "r1", "GLM2_RUN_DIR": "{dir}"}, True),
+        ({"GLM2_RUN_ID": "r1", "GLM2_RUN_DIR": "{link}"}, True),
+        ({"GLM2_RUN_ID": "r1", "GLM2_RUN_DIR": "/elsewhere"}, False),
+        ({"GLM2_RUN_ID": "r10", "GLM2_RUN_DIR": "{dir}"}, False),
+        ({"GLM2_RUN_ID": "r1"}, False),
+        ({"GLM2_RUN_DIR": "{dir}"}, False),
+        ({"X": "GLM2_RUN_ID=r1", "GLM2_RUN_DIR": "{dir}"}, False),
+    ],
+)
+def test_whose_process(tmp_path, environ: Dict[str, str], expected: bool) -> None:
+    folder, link = tmp_path / "r1", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    marks = {name: value.format(dir=folder, link=link) for name, value in environ.items()}
+    child = subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, env={**marks, "PATH": os.environ["PATH"]}
+    )
+    try:
+        assert processes.carries(child.pid, "r1", str(folder)) is expected
+        found = processes.members("r1", str(folder))
+        assert [process.pid for process in found] == ([child.pid] if expected else [])
+        assert processes.members("r1", str(folder), spare={child.pid}) == []
+    finally:
+        child.communicate()
+    assert not processes.carries(child.pid, "r1", str(folder))
+
+
+def test_only_the_very_process_is_signalled() -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    process = processes.read(child.pid)
+    assert process is not None
+    somebody_else = Process(process.pid, process.ppid, process.start_ticks - 1, "S", "cat")
+    assert not processes.is_alive(somebody_else.pid, somebody_else.start_ticks)
+    assert not processes.send(somebody_else, signal.SIGKILL)
+    assert child.poll() is None
+    assert processes.send(process, signal.SIGKILL)
+    # Until we wait for it, it is a zombie: it has ended.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not processes.is_alive(process.pid, process.start_ticks)
+    assert not processes.send(process, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert processes.read(child.pid) is None
+
+
+def test_signal_names() -> None:
+    assert processes.signal_name(signal.SIGKILL) == "SIGKILL"
+    assert processes.signal_name(40) == "SIG40"
