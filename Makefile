@@ -32,7 +32,7 @@ demo: $(VENV)/.worker
 	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml eval --load-checkpoint .demo/merged.ckpt
 	@echo '==> 5/5 predict with the merged weights'
 	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml predict \
-	  --load-checkpoint .demo/merged.ckpt --predict-data '类型#上衣*颜色#白色*风格#简约'
+	  --load-checkpoint .demo/merged.ckpt --predict-data "$$(printf '[Round 1]\n\n问：类型#上衣*颜色#白色*风格#简约\n\n答：')"
 
 test: $(VENV)/.test sshd lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -80,7 +80,9 @@ def find_weights(name: str) -> Path:
     for candidate in (Path(name), *(DOWNLOADS / f"{name}{end}" for end in _ENDINGS)):
         if candidate.is_file():
             if candidate.suffix not in _ENDINGS:
-                raise ConfigError(f"{candidate} is no checkpoint: it must end in .ckpt or .safetensors")
+                raise ConfigError(
+                    f"{candidate} is no checkpoint: it must end in .ckpt or .safetensors"
+                )
             return candidate
     raise ConfigError(
         f"there are no weights {name}",

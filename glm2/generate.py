@@ -130,7 +130,7 @@ class Generator:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling = Sampling(),
         max_new_tokens: Optional[int] = None,
     ) -> List[List[int]]:
         """The tokens that follow each prompt, without the one that ends them."""

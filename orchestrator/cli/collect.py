@@ -68,8 +68,8 @@ def collect_ckpt(
     for note in report.notes:
         say(f"note: {note}")
     say(
-        f"step {report.step} of {paths.run_id}: {len(report.files)} files of {len(report.ranks)} ranks, "
-        f"{report.nbytes / 2**20:.1f} MiB, verified in {report.folder}"
+        f"step {report.step} of {paths.run_id}: {len(report.files)} files of "
+        f"{len(report.ranks)} ranks, {report.nbytes / 2**20:.1f} MiB, verified in {report.folder}"
     )
     if merge:
         with bytes_shown("merging") as progress:

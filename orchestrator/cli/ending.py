@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, List, Optional
 
 from orchestrator.cli.output import print_json, say, seconds
+from orchestrator.cli.results import print_results
 from orchestrator.errors import HostUnreachable, JobCancelled, JobFailed, OrchError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def tell_ending(paths: RunPaths, output: str) -> None:
     error = ending_error(state)
     if error is None:
         took = seconds((state.ended or 0) - (state.created or 0))
+        if output == "table":
+            print_results(state)
         say(f"run {state.run_id} succeeded: {len(state.ranks)} of {len(state.ranks)} ranks, {took}")
         return
     for line in _evidence(paths, state):

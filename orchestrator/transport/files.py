@@ -58,8 +58,9 @@ def get_file(
     file or this machine cannot write ``dest``.
     """
     received = 0
+    is_new = not dest.exists()
     try:
-        with open(dest, "r+b" if dest.exists() else "w+b") as file:
+        with open(dest, "w+b" if is_new else "r+b") as file:
             size = os.fstat(file.fileno()).st_size
             if size < offset:
                 raise ValueError(f"{dest} holds {size} bytes: cannot continue from {offset}")
@@ -81,6 +82,8 @@ def get_file(
             host=host,
         ) from failure
     if source.exit_status != 0:
+        if is_new and not received:
+            dest.unlink()
         reason = _last_line(source.stderr) or f"tail ended with {source.exit_status}"
         raise HostNotReady(f"cannot read {path}: {reason.split(': ')[-1]}", host=host)
     return received

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Sequence
+from typing import Callable, Iterable, Iterator, Optional, Sequence
 
 import paramiko
 
@@ -21,6 +22,7 @@ from orchestrator.transport.pipes import CHUNK, STDERR_TAIL, Collector, Feeder
 # sshd allows 10 sessions a connection (MaxSessions); two stay free for streams.
 _SESSIONS = 8
 _EXIT_AFTER_EOF_S = 10.0
+_REST_OF_STDERR_S = 2.0
 
 
 class SshTransport:
@@ -67,7 +69,7 @@ class SshTransport:
         with self._sessions:
             channel = self._start(argv, timeout)
             try:
-                feeder = Feeder(stdin, channel.sendall, channel.shutdown_write)
+                feeder = Feeder(stdin, _as_pipe(channel.sendall), _as_pipe(channel.shutdown_write))
                 stderr = Collector(channel.recv_stderr)
                 stdout = bytearray()
                 while True:
@@ -86,7 +88,7 @@ class SshTransport:
                     host=self.name,
                 ) from None
             finally:
-                channel.close()
+                _close(channel)
         feeder.join()
         if feeder.error:
             raise feeder.error
@@ -100,7 +102,7 @@ class SshTransport:
         try:
             channel.exec_command(_command_line(argv))
         except (paramiko.SSHException, EOFError, OSError) as failure:
-            channel.close()
+            _close(channel)
             raise _connection_lost(self.name, argv) from failure
         return channel
 
@@ -167,7 +169,7 @@ class SshStream:
 
     def close(self) -> None:
         self._closed = True
-        self._channel.close()
+        _close(self._channel)
 
     @property
     def exit_status(self) -> Optional[int]:
@@ -176,8 +178,8 @@ class SshStream:
 
     @property
     def stderr(self) -> bytes:
-        if self._channel.closed:
-            self._errors.join(_EXIT_AFTER_EOF_S)
+        if self._channel.exit_status_ready():
+            self._errors.join(_REST_OF_STDERR_S)
         return self._errors.data
 
 
@@ -188,6 +190,24 @@ def _command_line(argv: Sequence[str]) -> str:
     paramiko does not hand out SSH's exit-signal, and a lost connection would look the same.
     """
     return shlex.join(["/bin/sh", "-c", '"$@"; exit $?', "sh", *argv])
+
+
+def _as_pipe(call: Callable[..., object]) -> Callable[..., None]:
+    """``call`` with the one kind of error that a feeder expects: of a pipe without a reader."""
+
+    def piped(*arguments: object) -> None:
+        try:
+            call(*arguments)
+        except (paramiko.SSHException, EOFError) as failure:
+            raise BrokenPipeError(str(failure)) from failure
+
+    return piped
+
+
+def _close(channel: paramiko.Channel) -> None:
+    """Close the channel, also when its connection is breaking down at this moment."""
+    with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+        channel.close()
 
 
 def _connection_lost(host: str, argv: Sequence[str]) -> TransportError:

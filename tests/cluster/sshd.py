@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -220,7 +220,7 @@ class Loopback:
     def inventory_yaml(
         self, path: Optional[Path] = None, *, hosts: Optional[Sequence[Host]] = None, **top: object
     ) -> Path:
-        """Write an inventory of ``hosts`` (default: all), with the keys ``top`` at its top level."""
+        """Write an inventory of ``hosts`` (default: all), with ``top`` at its top level."""
         path = path or self.folder / "inventory.yaml"
         chosen = self.hosts if hosts is None else hosts
         document: Dict[str, object] = {
@@ -294,11 +294,16 @@ def _is_free(address: str, port: int) -> bool:
 def _kill(processes: Sequence[psutil.Process]) -> None:
     """By process object, which knows the start time: never a stranger with a reused id."""
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=10)
+    wait_until(lambda: all(map(_is_dead, processes)), f"the end of {processes}")
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _up(folder: Path, count: int, port: int) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, List
 
+import psutil
 import pytest
 
 from orchestrator.errors import HostTimeout, HostUnreachable
 from orchestrator.transport.base import Transport
+from orchestrator.transport.local import LocalTransport
 from tests.cluster.sshd import Loopback, wait_until
 from tests.cluster.transport.conftest import Dial
 
@@ -62,7 +65,8 @@ def test_a_file_that_cannot_be_run(transport: Transport, tmp_path: Path) -> None
 
 
 def test_much_output_on_both_pipes_at_once(transport: Transport) -> None:
-    script = "for i in 1 2 3 4 5 6 7 8; do head -c 1000000 /dev/zero; head -c 500000 /dev/zero >&2; done"
+    both = "head -c 1000000 /dev/zero; head -c 500000 /dev/zero >&2"
+    script = f"for i in 1 2 3 4 5 6 7 8; do {both}; done"
     done = transport.run(["sh", "-c", script])
     assert (len(done.stdout), len(done.stderr)) == (8_000_000, 4_000_000)
 
@@ -124,10 +128,8 @@ def test_close_frees_whoever_waits(transport: Transport) -> None:
     ended = threading.Event()
 
     def read() -> None:
-        try:
+        with suppress(HostUnreachable):
             list(chunks)
-        except HostUnreachable:
-            pass
         ended.set()
 
     threading.Thread(target=read, daemon=True).start()
@@ -177,12 +179,18 @@ def test_closing_a_stream_ends_its_iteration_without_an_error(transport: Transpo
     assert transport.run(["echo", "still usable"]).ok
 
 
-def test_a_local_stream_ends_its_command(make_local: Transport, tmp_path: Path) -> None:
-    script = f"echo $$; exec sleep 60"
-    stream = make_local.stream(["sh", "-c", script])
+def test_a_local_stream_ends_its_command_when_closed() -> None:
+    stream = LocalTransport("here", python="python3").stream(["sh", "-c", "echo $$; sleep 60"])
     pid = int(next(iter(stream)))
     stream.close()
-    assert not Path(f"/proc/{pid}").exists()
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_local_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    script = f"echo $$ > {tmp_path}/pid; sleep 60"
+    with pytest.raises(HostTimeout):
+        LocalTransport("here", python="python3").run(["sh", "-c", script], timeout=0.5)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_streamed_command_can_watch_its_input(
