@@ -318,7 +318,10 @@ class Supervision:
         if not left and not unreaped:
             self._finish(self._decide(), [])
         elif now < self._kill_at:
+            needed = self._needed_by_ranks()
             for process in processes.tops(left):
+                if process.pid in needed:
+                    continue
                 if (process.pid, process.start_ticks, signal.SIGTERM) not in self._sent:
                     self._signal_process(process, signal.SIGTERM)
                     processes.send(process, signal.SIGCONT)  # a stopped process would not see it
@@ -329,6 +332,14 @@ class Supervision:
             self._scan_at = now + _KILL_EVERY_S
         else:
             self._finish(self._decide(), left)
+
+    def _needed_by_ranks(self) -> Set[int]:
+        """Services, while a rank runs: ranks that save a checkpoint together still talk through
+        MindSpore's scheduler. They are asked to end after the ranks."""
+        running = [child for child in self.children if child.running]
+        if all(child.spec.rank is None for child in running):
+            return set()
+        return {child.popen.pid for child in running if child.spec.rank is None}
 
     def _members(self) -> List[Process]:
         me = os.getpid()

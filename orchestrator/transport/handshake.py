@@ -80,6 +80,7 @@ def drop_connection(connection: paramiko.Transport) -> None:
     with contextlib.suppress(OSError):  # the other side was faster
         connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
+    connection.sock.close()  # paramiko leaves it open when nothing has been negotiated yet
 
 
 class _Dropped(HostUnreachable):
@@ -87,9 +88,9 @@ class _Dropped(HostUnreachable):
 
 
 def _handshake(host: Host, deadline: float) -> paramiko.Transport:
+    known = _known_keys(host)
     connection = paramiko.Transport(_connect_tcp(host, deadline))
     try:
-        known = _known_keys(host)
         _tune(connection, host, known)
         _negotiate(connection, host, deadline)
         _check_host_key(connection.get_remote_server_key(), host, known)

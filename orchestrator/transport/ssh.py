@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
 import socket
 import threading
@@ -19,8 +20,11 @@ from orchestrator.transport.files import get_file, put_files
 from orchestrator.transport.handshake import drop_connection, open_connection
 from orchestrator.transport.pipes import CHUNK, STDERR_TAIL, Collector, Feeder
 
-# sshd allows 10 sessions a connection (MaxSessions); two stay free for streams.
-_SESSIONS = 8
+# sshd allows 10 sessions a connection (MaxSessions) and counts an ended one until its next look
+# around: four at once are at most eight, which leaves two for streams.
+_SESSIONS = 4
+_REFUSED_RETRIES = 20
+_REFUSED_PAUSE_S = 0.1
 _EXIT_AFTER_EOF_S = 10.0
 _REST_OF_STDERR_S = 2.0
 
@@ -113,28 +117,33 @@ class SshTransport:
         """
         limit = self._host.ssh.connect_timeout
         limit = limit if timeout is None else min(limit, timeout)
-        kept = self._connection
-        connection = self._connected()
-        started = time.monotonic()
-        try:
-            return connection.open_session(timeout=limit)
-        except paramiko.ChannelException as refusal:
-            raise HostUnreachable(
-                f"the server refused another session: {refusal}",
-                hint="raise MaxSessions in its sshd_config, or look into its log",
-                host=self.name,
-            ) from refusal
-        except (paramiko.SSHException, EOFError, OSError) as failure:
-            drop_connection(connection)
-            if time.monotonic() - started >= limit:
-                raise HostTimeout(
-                    f"the connection stands but sshd has not answered within {limit:g} s",
-                    hint="the host may be overloaded",
-                    host=self.name,
-                ) from failure
-            if connection is kept and not self._closed:
-                return self._open_channel(timeout)
-            raise HostUnreachable(f"connection lost: {failure}", host=self.name) from failure
+        for attempt in itertools.count(1):
+            kept = self._connection
+            connection = self._connected()
+            started = time.monotonic()
+            try:
+                return connection.open_session(timeout=limit)
+            except paramiko.ChannelException as refusal:
+                if attempt > _REFUSED_RETRIES:
+                    raise HostUnreachable(
+                        f"the server refused another session: {refusal}",
+                        hint="raise MaxSessions in its sshd_config, or look into its log",
+                        host=self.name,
+                    ) from refusal
+                time.sleep(_REFUSED_PAUSE_S)
+            except (paramiko.SSHException, EOFError, OSError) as failure:
+                drop_connection(connection)
+                if time.monotonic() - started >= limit:
+                    raise HostTimeout(
+                        f"the connection stands but sshd has not answered within {limit:g} s",
+                        hint="the host may be overloaded",
+                        host=self.name,
+                    ) from failure
+                if connection is not kept or self._closed:
+                    raise HostUnreachable(
+                        f"connection lost: {failure}", host=self.name
+                    ) from failure
+        raise AssertionError("the loop above only ends by return or raise")
 
     def _connected(self) -> paramiko.Transport:
         with self._connecting:

@@ -110,6 +110,22 @@ def test_a_rank_may_save_with_its_helpers_before_it_ends(host: Host) -> None:
     assert host.wait_finished()["outcome"] == "cancelled"
 
 
+def test_services_are_asked_to_end_after_the_ranks(host: Host) -> None:
+    """Ranks that save together still need MindSpore's scheduler while they end."""
+    service = "trap 'echo asked >> order; exit 0' TERM; touch up; while :; do sleep 0.02; done"
+    rank = """
+    trap 'sleep 0.3; echo saved >> order; exit 143' TERM
+    until [ -e up ]; do sleep 0.02; done
+    echo ready
+    while :; do sleep 0.02; done
+    """
+    host.launch(sh(rank), services={"scheduler": sh(service)})
+    host.wait_file("ranks/rank_0/stdout.log")
+    assert host.do("stop")["clean"] is True
+    assert (host.run_dir / "order").read_text() == "saved\nasked\n"
+    assert host.wait_finished()["outcome"] == "cancelled"
+
+
 DAEMON = "(setsid bash -c '(sleep 600 & echo $! > daemon)' &)"
 SCRUBBED = "(env -i setsid /bin/bash -c '(/bin/sleep 600 & echo $! > daemon)' &)"
 DEAF = """(setsid bash -c "trap '' TERM; (sleep 600 & echo \\$! > daemon); sleep 600" &)"""

@@ -173,7 +173,7 @@ def test_a_host_key_that_has_changed(cluster: Loopback, host: Host, dial: Dial) 
 def test_a_changed_host_key_of_another_type(cluster: Loopback, host: Host, dial: Dial) -> None:
     ecdsa = Path(f"{keygen(cluster.folder / 'key', '-N', '', '-t', 'ecdsa')}.pub").read_text()
     cluster.known_hosts.write_text(f"[127.0.1.1]:{cluster.port} {ecdsa}")
-    with pytest.raises(HostKeyMismatch, match="it is ssh-ed25519 .* known is ecdsa-sha2-nistp256"):
+    with pytest.raises(HostKeyMismatch, match=r"it is ssh-ed25519 .* known is ecdsa-sha2-nistp256"):
         dial(host).run(["true"])
 
 
