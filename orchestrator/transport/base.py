@@ -51,7 +51,11 @@ class Stream(Protocol):
     def __iter__(self) -> Iterator[bytes]: ...
 
     def close(self) -> None:
-        """Stop reading and drop the channel; safe from another thread, and twice."""
+        """Stop reading and drop the channel; safe from another thread, and twice.
+
+        A local command is ended. A remote one learns of it by its next read or write; one that
+        does neither lives on.
+        """
         ...
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shlex
 import socket
 import threading
@@ -117,14 +116,16 @@ class SshTransport:
         """
         limit = self._host.ssh.connect_timeout
         limit = limit if timeout is None else min(limit, timeout)
-        for attempt in itertools.count(1):
+        refusals = 0
+        while True:
             kept = self._connection
             connection = self._connected()
             started = time.monotonic()
             try:
                 return connection.open_session(timeout=limit)
             except paramiko.ChannelException as refusal:
-                if attempt > _REFUSED_RETRIES:
+                refusals += 1
+                if refusals > _REFUSED_RETRIES:
                     raise HostUnreachable(
                         f"the server refused another session: {refusal}",
                         hint="raise MaxSessions in its sshd_config, or look into its log",
@@ -143,7 +144,6 @@ class SshTransport:
                     raise HostUnreachable(
                         f"connection lost: {failure}", host=self.name
                     ) from failure
-        raise AssertionError("the loop above only ends by return or raise")
 
     def _connected(self) -> paramiko.Transport:
         with self._connecting:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -87,12 +87,13 @@ class Server:
     address: str
     port: int
     process: Optional[subprocess.Popen[bytes]] = None
-    strays: List[psutil.Process] = field(default_factory=list)
 
     def configure(self, authorized_keys: Path, extra: str) -> str:
         """Write key and configuration; returns the line for ``known_hosts``."""
         (self.folder / "bin").mkdir(parents=True)
         (self.folder / "home").mkdir()
+        # `python3` on the host is the Python of the tests, with all that is installed in it.
+        _write_tool(self.folder / "bin/python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         public = write_key(self.folder / "host_key")
         text = _CONFIG.format(
             port=self.port,
@@ -117,40 +118,36 @@ class Server:
         )
 
     def wait_ready(self) -> None:
-        wait_until(self._accepts, f"sshd on {self.address}:{self.port}")
+        wait_until(self._listens, f"sshd on {self.address}:{self.port}")
 
     def cut(self) -> None:
         """End all connections. What runs in them is left alone, as when a network fails."""
         assert self.process is not None
-        for child in psutil.Process(self.process.pid).children():
-            self.strays += child.children(recursive=True)
-            _kill([child, *(c for c in child.children() if c.name().startswith("sshd"))])
+        inside = psutil.Process(self.process.pid).children(recursive=True)
+        _kill([process for process in inside if _is_sshd(process)])
 
     def stop(self) -> None:
         """End the server and its connections; what runs in them is left alone."""
         if self.process is None:
             return
-        listener = psutil.Process(self.process.pid)
-        listener.suspend()  # no new connection while the old ones are ended
+        psutil.Process(self.process.pid).suspend()  # no new connection meanwhile
         self.cut()
         self.process.kill()
         self.process.wait()
         self.process = None
 
     def close(self) -> None:
-        """End the server and everything that was started through it and not detached."""
+        """End the server and everything that was started through it, detached or not."""
         self.stop()
-        _kill(self.strays)
+        _kill(_inhabitants(self.folder / "home"))
 
-    def _accepts(self) -> bool:
+    def _listens(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"sshd ended: {(self.folder / 'sshd.log').read_text()}")
-        try:
-            with closing(socket.create_connection((self.address, self.port), timeout=1)):
-                return True
-        except OSError:
-            return False
+        # sshd writes this when it listens. A connection could have been taken by another's sshd.
+        pid_file = self.folder / "sshd.pid"
+        return pid_file.exists() and pid_file.read_text().strip() == str(self.process.pid)
 
 
 class Loopback:
@@ -181,10 +178,14 @@ class Loopback:
         self.hosts: Tuple[Host, ...] = tuple(self._host(address) for address in addresses)
 
     def __enter__(self) -> Loopback:
-        for server in self._servers.values():
-            server.start()
-        for server in self._servers.values():
-            server.wait_ready()
+        try:
+            for server in self._servers.values():
+                server.start()
+            for server in self._servers.values():
+                server.wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,9 +198,7 @@ class Loopback:
 
     def add_tool(self, host: Host, name: str, script: str) -> None:
         """An executable ``name`` on the host's PATH; ``script`` starts with ``#!``."""
-        tool = self.path_dir(host) / name
-        tool.write_text(script)
-        tool.chmod(0o755)
+        _write_tool(self.path_dir(host) / name, script)
 
     def server(self, host: Host) -> Server:
         return self._servers[host.address]
@@ -271,6 +270,11 @@ def _overrides(host: Host) -> Dict[str, object]:
     }
 
 
+def _write_tool(path: Path, script: str) -> None:
+    path.write_text(script)
+    path.chmod(0o755)
+
+
 def _free_port(addresses: Sequence[str]) -> int:
     """A port that is free on every address right now."""
     for _ in range(100):
@@ -291,6 +295,23 @@ def _is_free(address: str, port: int) -> bool:
         return True
 
 
+def _inhabitants(home: Path) -> List[psutil.Process]:
+    """All processes whose HOME is this folder, which no process outside the host has."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def _is_sshd(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("sshd")
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _kill(processes: Sequence[psutil.Process]) -> None:
     """By process object, which knows the start time: never a stranger with a reused id."""
     for process in processes:
@@ -309,11 +330,9 @@ def _is_dead(process: psutil.Process) -> bool:
 def _up(folder: Path, count: int, port: int) -> None:
     if folder.exists():
         _down(folder)
-    with_servers = Loopback(folder, count, port=port)
-    with_servers.__enter__()
-    print(
-        f"{count} sshd servers: 127.0.1.1 to 127.0.1.{count}, port {port}, key {folder}/id_ed25519"
-    )
+    cluster = Loopback(folder, count, port=port)
+    cluster.__enter__()
+    print(f"sshd on 127.0.1.1 to {cluster.hosts[-1].address}, port {port}, key {cluster.key}")
 
 
 def _down(folder: Path) -> None:
@@ -326,6 +345,8 @@ def _down(folder: Path) -> None:
                 ended += 1
         except psutil.NoSuchProcess:
             continue
+        finally:
+            _kill(_inhabitants(pid_file.parent.resolve() / "home"))
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{ended} sshd servers ended")
 
