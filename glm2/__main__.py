@@ -16,6 +16,7 @@ _EPILOG = """\
 other commands:
   python -m glm2 sample-data --out DIR   write the built-in data set and its tokenizer
   python -m glm2 scheduler               MindSpore's scheduler process (variables MS_*)
+  python -m glm2 check --config FILE     judge a configuration, without MindSpore
 
 example:
   python -m glm2 --config tiny_cpu --run_mode finetune
@@ -30,6 +31,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return _sample_data(words[1:])
         if words[:1] == ["scheduler"]:
             return _scheduler(words[1:])
+        if words[:1] == ["check"]:
+            return _check(words[1:])
         return _work(words)
     except Glm2Error as error:
         print(f"error: {error.message}", file=sys.stderr)
@@ -45,6 +48,25 @@ def _work(words: List[str]) -> int:
     from glm2.run import run
 
     return run(options, os.environ)
+
+
+def _check(words: List[str]) -> int:
+    """Judge the configuration and its overrides; needs neither MindSpore nor the data."""
+    parser = argparse.ArgumentParser(
+        prog="python -m glm2 check", description="Judge a configuration: exit status 0 or 3."
+    )
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--run_mode", choices=MODES)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="K=V")
+    options = parser.parse_args(words)
+    from glm2.settings import check_row_length, find_config, load_settings
+
+    settings = load_settings(find_config(options.config), options.overrides)
+    if (options.run_mode or settings.run_mode) in ("train", "finetune"):
+        check_row_length(settings)
+    for key in settings.unused:
+        print(f"warning: {key} has no effect", file=sys.stderr)
+    return 0
 
 
 def _sample_data(words: List[str]) -> int:

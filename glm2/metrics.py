@@ -25,7 +25,7 @@ class Metrics:
         self._write(values)
 
     def phase(self, name: str) -> None:
-        """The rank begins ``startup``, ``compile``, ``train``, ``checkpoint``, ``eval`` or ``done``."""
+        """A phase begins: ``startup``, ``compile``, ``train``, ``checkpoint``, ``eval``, ``done``."""
         self._write({"phase": name})
 
     def result(self, values: Mapping[str, Any]) -> None:

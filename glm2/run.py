@@ -13,7 +13,14 @@ from glm2 import sample
 from glm2.data import Batches, Row, read_rows
 from glm2.errors import ConfigError, UsageError
 from glm2.metrics import Metrics, say, warn
-from glm2.settings import Dataset, Settings, find_config, load_settings
+from glm2.settings import (
+    Dataset,
+    Settings,
+    check_row_length,
+    find_config,
+    load_settings,
+    needed,
+)
 from glm2.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # MindSpore takes seconds to import; what can fail before it fails before it.
@@ -94,22 +101,16 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     ):
         if given is not None:
             file = str(Path(given) / default) if Path(given).is_dir() else given
-            dataset = _needed(getattr(settings, name), f"{name}_dataset")
+            dataset = needed(getattr(settings, name), f"{name}_dataset")
             changes[name] = dataclasses.replace(dataset, file=file)
     return dataclasses.replace(settings, **changes)
 
 
 def _data(settings: Settings, name: str) -> Data:
     """Read the rows and the tokenizer; say which lines are no rows."""
-    dataset = _needed(settings.train if name == "train_dataset" else settings.eval, name)
+    dataset = needed(settings.train if name == "train_dataset" else settings.eval, name)
     if name == "train_dataset":
-        row = dataset.max_source_length + dataset.max_target_length + 1
-        if row != settings.model.seq_length:
-            raise ConfigError(
-                f"seq_length is {settings.model.seq_length}, but max_source_length + "
-                f"max_target_length + 1 of {name} is {row}",
-                hint=f"set model.model_config.seq_length to {row}",
-            )
+        check_row_length(settings)
     rows = read_rows(sample.resolve(dataset.file))
     if rows.bad:
         shown = ", ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:5])
@@ -194,7 +195,7 @@ def _predict(
     from glm2.generate import Generator, Sampling
 
     dataset = settings.eval or settings.train
-    tokenizer = _tokenizer(_needed(dataset, "eval_dataset"), settings)
+    tokenizer = _tokenizer(needed(dataset, "eval_dataset"), settings)
     config = settings.model
     mine = [tokenizer.encode(text) for text in questions[layout.data_rank :: layout.data_parallel]]
     if not mine:
@@ -215,9 +216,3 @@ def _predict(
             answers.append(tokenizer.decode([*prompt, *tokens]))
             print([{"text_generation_text": [answers[-1]]}], flush=True)
     metrics.result({"predictions": answers})
-
-
-def _needed(dataset: Optional[Dataset], name: str) -> Dataset:
-    if dataset is None:
-        raise ConfigError(f"the configuration has no {name}", hint=f"add the section {name}")
-    return dataset

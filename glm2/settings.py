@@ -152,6 +152,25 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     return parse_settings(read_yaml(path, overrides))
 
 
+def check_row_length(settings: Settings) -> None:
+    """Raise ConfigError unless a row of the training data is as long as the model's sequence."""
+    dataset = needed(settings.train, "train_dataset")
+    row = dataset.max_source_length + dataset.max_target_length + 1
+    if row != settings.model.seq_length:
+        raise ConfigError(
+            f"model.model_config.seq_length is {settings.model.seq_length}, but "
+            f"max_source_length + max_target_length + 1 of train_dataset is {row}",
+            hint=f"set model.model_config.seq_length to {row}",
+        )
+
+
+def needed(dataset: Optional[Dataset], name: str) -> Dataset:
+    """The dataset itself; ConfigError where the configuration has none of that name."""
+    if dataset is None:
+        raise ConfigError(f"the configuration has no {name}", hint=f"add the section {name}")
+    return dataset
+
+
 def parse_settings(source: Source) -> Settings:
     """Settings from the values of a file."""
     top = Section(source, "", source.values)

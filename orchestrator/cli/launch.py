@@ -45,6 +45,7 @@ def launch(
     from orchestrator.cli.ending import follow_to_end
     from orchestrator.cli.plan import print_plan
     from orchestrator.cli.progress import steps_shown
+    from orchestrator.engine.check import check_config
     from orchestrator.engine.control import is_running
     from orchestrator.engine.hosts import connected
     from orchestrator.engine.launch import open_run, start_run
@@ -55,6 +56,7 @@ def launch(
     inventory = requests.with_devices(inventory, request["devices"])
     run_id = request["run_id"] or ("dry-run" if dry_run else None)
     job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
+    check_config(job)
     if dry_run:
         print_plan(requests.plan_offline(inventory, job, None), output)
         return

@@ -36,11 +36,13 @@ def plan(
     The same inputs give the same bytes. Device IPs come from the inventory or from --facts.
     """
     from orchestrator.cli import request as requests
+    from orchestrator.engine.check import check_config
 
     inventory = requests.read_inventory(inventory_file, limit)
     inventory = requests.with_devices(inventory, request["devices"])
     run_id = request["run_id"] or "dry-run"
     job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
+    check_config(job)
     made = requests.plan_offline(inventory, job, facts_file)
     if out_dir is not None:
         _write(made, Path(out_dir))

@@ -128,12 +128,11 @@ class Server:
 
     def stop(self) -> None:
         """End the server and its connections; what runs in them is left alone."""
-        if self.process is None:
-            return
-        psutil.Process(self.process.pid).suspend()  # no new connection meanwhile
-        self.cut()
-        self.process.kill()
-        self.process.wait()
+        if self.process is not None and self.process.poll() is None:
+            psutil.Process(self.process.pid).suspend()  # no new connection meanwhile
+            self.cut()
+            self.process.kill()
+            self.process.wait()
         self.process = None
 
     def close(self) -> None:
