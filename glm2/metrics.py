@@ -25,7 +25,7 @@ class Metrics:
         self._write(values)
 
     def phase(self, name: str) -> None:
-        """A phase begins: ``startup``, ``compile``, ``train``, ``checkpoint``, ``eval``, ``done``."""
+        """A phase begins: startup, compile, train, checkpoint, eval or done."""
         self._write({"phase": name})
 
     def result(self, values: Mapping[str, Any]) -> None:
