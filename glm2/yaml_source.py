@@ -32,7 +32,7 @@ class Source:
     def where(self, key: str) -> str:
         """``file:line: `` of a key, or of the nearest section around it; ``--set: `` if it was."""
         while key and key not in self.lines:
-            if key in self.overridden:
+            if any(f"{path}.".startswith(f"{key}.") for path in self.overridden):
                 return "--set: "
             key = key.rpartition(".")[0]
         return f"{self.name}:{self.lines[key]}: " if key else f"{self.name}: "
