@@ -136,8 +136,8 @@ class SshTransport:
                 drop_connection(connection)
                 if time.monotonic() - started >= limit:
                     raise HostTimeout(
-                        f"the connection stands but sshd has not answered within {limit:g} s",
-                        hint="the host may be overloaded",
+                        f"no answer on the open connection within {limit:g} s",
+                        hint="the network may be down, or the host overloaded",
                         host=self.name,
                     ) from failure
                 if connection is not kept or self._closed:

@@ -259,6 +259,7 @@ def _overrides(host: Host) -> Dict[str, object]:
         "device_target": host.device_target,
         "workdir": host.workdir,
         "python": host.python,
+        **({"device_ips": list(host.device_ips)} if host.device_ips else {}),
         "ssh": {
             "user": host.ssh.user,
             "port": host.ssh.port,

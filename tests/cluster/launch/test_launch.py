@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -166,3 +167,61 @@ def test_twelve_hosts_two_mindspore_ranks_and_stand_ins(cli, loopback, free_port
     collected = cli("collect-ckpt", "twelve", "--merge", "-o", "json")
     assert collected.status == 0, collected.stderr
     assert cli.run("twelve").checkpoints.joinpath("COMPLETE").exists()
+
+
+HCCN_TOOL = """#!/bin/sh
+# Stands in for Ascend's hccn_tool: hccn_tool -i N -ip -g
+[ "$3$4" = -ip-g ] || exit 1
+echo "ipaddr:10.$(( $2 % 4 + 1 )).$(( $2 / 4 )).{last}"
+echo "netmask:255.255.255.0"
+"""
+
+
+def test_the_rank_table_recipe_with_stand_ins_for_the_device_tools(cli, loopback):
+    """Not run on hardware: hccn_tool prints the real format, the ranks are stand-ins."""
+    cluster = loopback(2)
+    for number, host in enumerate(cluster.hosts, start=10):
+        cluster.add_tool(host, "hccn_tool", HCCN_TOOL.format(last=number))
+    hosts = [
+        replace(host, device_target="Ascend", devices=tuple(range(8))) for host in cluster.hosts
+    ]
+    inventory = cluster.inventory_yaml(hosts=hosts)
+    done = cli("launch", "-i", inventory, "--run-id", "tables", *standin(), "finetune")
+    assert done.status == 0, done.stderr
+    table = json.loads(cli.run("tables").rank_table.read_text())
+    assert (table["version"], table["server_count"], table["status"]) == ("1.0", "2", "completed")
+    devices = [device for server in table["server_list"] for device in server["device"]]
+    assert [device["rank_id"] for device in devices] == [str(rank) for rank in range(16)]
+    assert devices[13] == {"device_id": "5", "device_ip": "10.2.1.11", "rank_id": "13"}
+    copies = {Path(host.workdir, "runs/tables/rank_table.json").read_bytes() for host in hosts}
+    assert copies == {cli.run("tables").rank_table.read_bytes()}
+    environment = Path(hosts[1].workdir, "runs/tables/ranks/rank_13/env.sh").read_text()
+    assert f"RANK_TABLE_FILE={hosts[1].workdir}/runs/tables/rank_table.json" in environment
+    assert "MS_WORKER_NUM=" not in environment
+
+
+def test_a_nic_that_differs_from_the_inventory_is_named(cli, loopback):
+    cluster = loopback(1)
+    (host,) = cluster.hosts
+    cluster.add_tool(host, "hccn_tool", HCCN_TOOL.format(last=10))
+    declared = ("10.1.0.10", "10.9.9.9")
+    ascend = replace(host, device_target="Ascend", device_ips=declared)
+    done = cli("launch", "-i", cluster.inventory_yaml(hosts=[ascend]), *standin(), "finetune")
+    assert done.status == 3
+    assert "10.9.9.9" in done.stderr
+    assert "10.2.0.10" in done.stderr
+
+
+def test_logs_follow_to_the_end_of_a_run(cli, two_hosts):
+    inventory = two_hosts.inventory_yaml()
+    started = cli(
+        *("launch", "-i", inventory, "--run-id", "talk", "--detach"), *standin(50), "finetune"
+    )
+    assert started.status == 0, started.stderr
+    followed = cli("logs", "talk", "-f", "--rank", "1-2", "-o", "jsonl")
+    assert followed.status == 0
+    lines = [json.loads(line) for line in followed.stdout.splitlines()]
+    for rank in (1, 2):
+        assert [line["line"] for line in lines if line["process"] == f"rank_{rank}"] == [
+            f"rank {rank} step {step} 损失" for step in range(1, 51)
+        ]

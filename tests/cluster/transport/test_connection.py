@@ -145,7 +145,7 @@ def test_an_sshd_that_stops_answering(cluster: Loopback, host: Host, transport: 
     (session,) = psutil.Process(process.pid).children()
     session.suspend()
     try:
-        with pytest.raises(HostTimeout, match=r"sshd has not answered within 0\.5 s"):
+        with pytest.raises(HostTimeout, match=r"no answer on the open connection within 0\.5 s"):
             transport.run(["true"], timeout=0.5)
     finally:
         session.resume()
@@ -177,7 +177,7 @@ def test_the_tuning_is_in_effect(host: Host) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
         assert connection.get_security_options().kex[0].startswith("curve25519-sha256")
-        assert connection.remote_cipher == "aes128-gcm@openssh.com"
+        assert connection.remote_cipher == connection.get_security_options().ciphers[0]
         assert connection.packetizer.REKEY_BYTES == 1 << 36
     finally:
         drop_connection(connection)

@@ -1,0 +1,101 @@
+"""Token ids: ChatGLM2's conventions on the built-in tokenizer and on the real one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glm2.errors import ConfigError
+from glm2.tokenizer import SPECIAL_TOKENS, Tokenizer, build_prompt, pad_left
+
+REPOSITORY = Path(__file__).parents[3]
+SHARED = Path(os.environ.get("GLM2_SHARED", REPOSITORY.parent / "shared"))
+
+
+def test_special_tokens_follow_the_last_piece(sample_folder: Path, tokenizer: Tokenizer) -> None:
+    model = str(sample_folder / "tokenizer.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=model).vocab_size()
+    assert SPECIAL_TOKENS == ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+    assert tokenizer.special_ids == {
+        token: pieces + i for i, token in enumerate(SPECIAL_TOKENS)
+    }
+    assert tokenizer.vocab_size == pieces + 5
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
+
+
+def test_a_sequence_begins_with_gmask_and_sop(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("黑色")
+    assert ids[:2] == [tokenizer.special_ids["[gMASK]"], tokenizer.special_ids["sop"]]
+    assert ids[2:] == tokenizer.encode("黑色", special=False)
+
+
+@given(
+    text=st.text(st.characters(exclude_categories=("Z", "C")), min_size=1).filter(
+        lambda text: "\u2581" not in text  # sentencepiece's own sign for a space
+    )
+)
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    """Whatever the text: what has no piece of its own is spelled in bytes."""
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_line_breaks_of_a_prompt_survive(tokenizer: Tokenizer) -> None:
+    prompt = build_prompt("类型#裙*颜色#黑色")
+    assert tokenizer.decode(tokenizer.encode(prompt)) == prompt
+
+
+def test_ids_without_text_are_passed_over(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("黑色", special=False)
+    outside = [-1, tokenizer.special_ids["eop"], tokenizer.vocab_size, 10**6]
+    assert tokenizer.decode([*outside, *ids, *outside]) == "黑色"
+
+
+def test_the_form_of_a_prompt() -> None:
+    assert build_prompt("你好") == "[Round 1]\n\n问：你好\n\n答："
+
+
+def test_rounds_are_joined_by_blank_lines() -> None:
+    assert build_prompt("再见", [("你好", "您好")]) == (
+        "[Round 1]\n\n问：你好\n\n答：您好\n\n[Round 2]\n\n问：再见\n\n答："
+    )
+
+
+def test_padding_stands_on_the_left() -> None:
+    assert pad_left([[5], [6, 7, 8]], 3, 0) == [[0, 0, 5], [6, 7, 8]]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no tokenizer file .*absent\.model"):
+        Tokenizer(tmp_path / "absent.model")
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(b"no model")
+    with pytest.raises(ConfigError, match="not a sentencepiece model"):
+        Tokenizer(file)
+
+
+class TestChatGlm2:
+    @pytest.fixture(scope="class")
+    def real(self) -> Tokenizer:
+        file = SHARED / "data" / "tokenizer.model"
+        if not file.is_file():
+            pytest.skip("ChatGLM2's tokenizer.model is not at hand (GLM2_SHARED)")
+        return Tokenizer(file)
+
+    def test_ids_are_those_of_the_reference(self, real: Tokenizer) -> None:
+        assert real.encode("你好") == [64790, 64792, 36474, 54591]
+        assert real.special_ids == {
+            "[MASK]": 64789, "[gMASK]": 64790, "[sMASK]": 64791, "sop": 64792, "eop": 64793
+        }  # fmt: skip
+        assert (real.pad_id, real.bos_id, real.eos_id) == (0, 1, 2)
+
+    def test_a_prompt_survives(self, real: Tokenizer) -> None:
+        prompt = build_prompt("类型#裤*版型#宽松", [("你好", "Hello, world")])
+        assert real.decode(real.encode(prompt)) == prompt

@@ -1,0 +1,75 @@
+"""Rank tables: dictionary order, conflicts, and laws of the merge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import RankTableError
+from orchestrator.planning.ranktable import RankTable, host_table, merge
+
+
+def table(server_id: str, number: int, devices: int = 2) -> RankTable:
+    ips = {device: f"10.{device}.{number // 256}.{number % 256}" for device in range(devices)}
+    return host_table(server_id, ips)
+
+
+def test_ranks_follow_the_dictionary_order_of_server_id():
+    merged = merge([table("10.0.0.2", 2), table("10.0.0.10", 10), table("10.0.0.1", 1)])
+    assert [server.server_id for server in merged.servers] == ["10.0.0.1", "10.0.0.10", "10.0.0.2"]
+    assert [d.rank_id for server in merged.servers for d in server.devices] == list(range(6))
+
+
+def test_every_scalar_of_the_file_is_a_string():
+    data = json.loads(merge([table("b", 2), table("a", 1)]).to_json())
+    assert (data["version"], data["server_count"], data["status"]) == ("1.0", "2", "completed")
+    for server in data["server_list"]:
+        for device in server["device"]:
+            assert all(isinstance(value, str) for value in device.values())
+
+
+def test_one_server_needs_no_device_ips():
+    alone = merge([host_table("a", {0: None, 1: None})])
+    assert "device_ip" not in alone.to_json() or '"device_ip": ""' not in alone.to_json()
+    with pytest.raises(RankTableError):
+        merge([host_table("a", {0: None}), table("b", 2, devices=1)])
+
+
+@pytest.mark.parametrize(
+    "ips",
+    [{0: "10.0.0.1", 1: "10.0.0.1"}, {0: "-.-.-.-"}, {0: "192.1.*.6"}, {0: ""}, {0: "a\nb"}],
+)
+def test_bad_device_ips(ips):
+    with pytest.raises(RankTableError):
+        merge([host_table("a", ips), table("z", 9, devices=len(ips))])
+
+
+def test_all_conflicts_are_reported_at_once():
+    with pytest.raises(RankTableError) as caught:
+        merge([table("a", 1), table("b", 1), table("c", 3, devices=1), table("d", 3, devices=1)])
+    text = str(caught.value)
+    assert "10.0.0.1" in text
+    assert "10.0.0.3" in text
+
+
+def test_the_same_server_with_other_devices():
+    with pytest.raises(RankTableError, match="different devices"):
+        merge([table("a", 1), table("a", 2)])
+
+
+clusters = st.lists(
+    st.text("abc0123456789.", min_size=1, max_size=12), min_size=1, max_size=8, unique=True
+).map(lambda names: [table(name, number) for number, name in enumerate(names)])
+
+
+@given(clusters, st.randoms())
+def test_merge_is_independent_of_order_and_idempotent(tables, random):
+    shuffled = list(tables)
+    random.shuffle(shuffled)
+    merged = merge(tables)
+    assert merge(shuffled).to_json() == merged.to_json()
+    assert merge([merged]).to_json() == merged.to_json()
+    assert merge([merged, *shuffled]).to_json() == merged.to_json()
