@@ -21,9 +21,7 @@ def test_special_tokens_follow_the_last_piece(sample_folder: Path, tokenizer: To
     model = str(sample_folder / "tokenizer.model")
     pieces = sentencepiece.SentencePieceProcessor(model_file=model).vocab_size()
     assert SPECIAL_TOKENS == ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
-    assert tokenizer.special_ids == {
-        token: pieces + i for i, token in enumerate(SPECIAL_TOKENS)
-    }
+    assert tokenizer.special_ids == {token: pieces + i for i, token in enumerate(SPECIAL_TOKENS)}
     assert tokenizer.vocab_size == pieces + 5
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
 
