@@ -18,7 +18,6 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "metrics.jsonl"
         self._clock = clock
-        self._out = self.file.open("a", encoding="utf-8")
 
     def step(self, **values: Any) -> None:
         """One training step: step, steps, epoch, loss, lr, tokens_per_s_per_p, step_time_s …"""
@@ -35,8 +34,9 @@ class Metrics:
     def _write(self, values: Mapping[str, Any]) -> None:
         line = {"schema": SCHEMA, **values, "wall": round(self._clock(), 3)}
         # NaN and infinity are no JSON: a diverged loss is written as null.
-        self._out.write(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n")
-        self._out.flush()
+        text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False)
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(text + "\n")
 
 
 def say(text: str) -> None:

@@ -6,15 +6,16 @@ named by a rank table or by a dynamic cluster. One process needs neither.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from glm2.errors import ConfigError, UsageError
+from glm2.errors import ConfigError, Glm2Error, UsageError
 from glm2.settings import Device, Parallel
 
 BUCKET_ELEMENTS = 1 << 22
@@ -87,7 +88,14 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
     if layout.world_size > 1:
         from mindspore import communication
 
-        communication.init()
+        try:
+            communication.init()
+        except RuntimeError as error:
+            raise Glm2Error(
+                f"could not join the other ranks: {str(error).splitlines()[0]}",
+                hint="see that all ranks and the scheduler run, and that MS_SCHED_HOST and "
+                "MS_SCHED_PORT are the same and reachable",
+            ) from error
         if communication.get_rank() != layout.rank:
             raise ConfigError(
                 f"MindSpore numbers this process {communication.get_rank()}, RANK_ID says "
@@ -155,6 +163,20 @@ def buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[in
     if sizes:
         ranges.append((first, len(sizes)))
     return ranges
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Turns the loss of another rank, which MindSpore notices by its heartbeat, into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "state of the cluster is error" not in str(error):
+            raise
+        raise Glm2Error(
+            f"another rank is gone: {str(error).splitlines()[0]}",
+            hint="the rank that ended first has the cause at the end of its log",
+        ) from error
 
 
 def meet(layout: Layout) -> None:

@@ -37,48 +37,53 @@ class Data:
     tokenizer: Tokenizer
 
 
+@dataclass(frozen=True)
+class Rank:
+    """This process at work."""
+
+    settings: Settings
+    layout: Layout
+    metrics: Metrics
+    model: Glm2
+
+    @property
+    def output(self) -> Path:
+        return Path(self.settings.output_dir)
+
+
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Carry out the command line; returns the exit status."""
     settings = resolve(options, environ)
-    mode = settings.run_mode
+    mode, training = settings.run_mode, settings.run_mode in ("train", "finetune")
     if settings.unused:
         warn(f"these keys of the configuration have no effect: {', '.join(settings.unused)}")
-    training = _data(settings, "train_dataset") if mode in ("train", "finetune") else None
-    evaluation = _data(settings, "eval_dataset") if mode == "eval" or settings.do_eval else None
+    train_data = _data(settings, "train_dataset") if training else None
+    evaluate = mode == "eval" or (training and settings.do_eval)
+    eval_data = _data(settings, "eval_dataset") if evaluate else None
     questions = _questions(options.predict_data) if mode == "predict" else []
 
     # MindSpore reports every connection as a warning; errors remain.
     os.environ.setdefault("GLOG_v", "3")
-    from glm2.checkpoint import find_weights, load_weights
-    from glm2.parallel import layout_of, meet, start
+    from glm2.checkpoint import find_weights
+    from glm2.parallel import layout_of, meet, start, together
 
     layout = layout_of(settings.parallel, settings.use_parallel, environ)
+    batches = _batches(train_data, layout) if train_data else None
     weights = settings.load_checkpoint or settings.model.checkpoint_name_or_path
     file = find_weights(weights) if weights else None
-    output = Path(settings.output_dir)
-    rank_dir = environ.get("GLM2_RANK_DIR") or output / "log" / f"rank_{layout.rank}"
-    metrics = Metrics(Path(rank_dir))
+    own = Path(settings.output_dir) / "log" / f"rank_{layout.rank}"
+    metrics = Metrics(Path(environ.get("GLM2_RANK_DIR") or own))
     metrics.phase("startup")
-    batches = _batches(training, layout) if training else None
     say(f"{mode}: rank {layout.rank} of {layout.world_size} on {settings.device.target}")
     start(settings.device, layout, environ)
-    model = _model(settings)
-    if file:
-        load_weights(model, file)
-        say(f"loaded {file}")
-    elif mode not in ("train", "finetune"):
-        warn("no weights are loaded (--load_checkpoint): the answers come from a random model")
-
-    status = 0
-    if batches:
-        from glm2.trainer import Trainer
-
-        status = Trainer(model, batches, settings, layout, metrics, output).train()
-    if evaluation and not status:
-        _evaluate(model, evaluation, layout, metrics, output)
-    if mode == "predict":
-        _predict(model, questions, settings, layout, metrics)
-    meet(layout)
+    with together():
+        rank = Rank(settings, layout, metrics, _model(settings, file))
+        status = _train(rank, batches) if batches else 0
+        if eval_data and not status:
+            _evaluate(rank, eval_data)
+        if questions:
+            _predict(rank, questions)
+        meet(layout)
     metrics.phase("done")
     return status
 
@@ -141,9 +146,10 @@ def _batches(data: Data, layout: Layout) -> Batches:
     )
 
 
-def _model(settings: Settings) -> Glm2:
+def _model(settings: Settings, weights: Optional[Path]) -> Glm2:
     import mindspore as ms
 
+    from glm2.checkpoint import load_weights
     from glm2.model import Glm2
 
     # The same seed on all ranks: they begin with the same weights.
@@ -152,17 +158,29 @@ def _model(settings: Settings) -> Glm2:
     if settings.recompute:
         for layer in model.transformer.encoder.layers:
             layer.recompute()
+    if weights:
+        load_weights(model, weights)
+        say(f"loaded {weights}")
+    elif settings.run_mode in ("eval", "predict"):
+        warn("no weights are loaded (--load_checkpoint): the answers come from a random model")
     return model
 
 
-def _evaluate(model: Glm2, data: Data, layout: Layout, metrics: Metrics, output: Path) -> None:
+def _train(rank: Rank, batches: Batches) -> int:
+    from glm2.trainer import Trainer
+
+    trainer = Trainer(rank.model, batches, rank.settings, rank.layout, rank.metrics, rank.output)
+    return trainer.train()
+
+
+def _evaluate(rank: Rank, data: Data) -> None:
     from glm2 import evaluate
 
-    metrics.phase("eval")
-    scored = evaluate.evaluate(model, data.rows, data.tokenizer, data.dataset, layout)
-    result = evaluate.summarise(scored, layout)
-    file = evaluate.write_report(output / "eval", layout.rank, result, scored)
-    metrics.result(result)
+    rank.metrics.phase("eval")
+    scored = evaluate.evaluate(rank.model, data.rows, data.tokenizer, data.dataset, rank.layout)
+    result = evaluate.summarise(scored, rank.layout)
+    file = evaluate.write_report(rank.output / "eval", rank.layout.rank, result, scored)
+    rank.metrics.result(result)
     say(f"answers and scores: {file}")
     print(evaluate.table(result), flush=True)
 
@@ -188,31 +206,29 @@ def _questions(given: Optional[List[str]]) -> List[str]:
     return [text.replace("\\n", "\n") for text in texts]
 
 
-def _predict(
-    model: Glm2, questions: List[str], settings: Settings, layout: Layout, metrics: Metrics
-) -> None:
-    """Answer the questions in order and print them as the guide does."""
+def _predict(rank: Rank, questions: List[str]) -> None:
+    """Answer this rank's share of the questions in order and print them as the guide does."""
     from glm2.generate import Generator, Sampling
 
-    dataset = settings.eval or settings.train
-    tokenizer = _tokenizer(needed(dataset, "eval_dataset"), settings)
-    config = settings.model
+    config, layout = rank.settings.model, rank.layout
+    dataset = needed(rank.settings.eval or rank.settings.train, "eval_dataset")
+    tokenizer = _tokenizer(dataset, rank.settings)
     mine = [tokenizer.encode(text) for text in questions[layout.data_rank :: layout.data_parallel]]
     if not mine:
         return
     width = max(map(len, mine))
     generator = Generator(
-        model,
+        rank.model,
         batch=min(config.batch_size, len(mine)),
         width=width,
         capacity=min(max(config.max_decode_length, width + 1), config.seq_length),
         use_past=config.use_past,
     )
-    sampling = Sampling.of(config, settings.seed)
+    sampling = Sampling.of(config, rank.settings.seed)
     answers: List[str] = []
     for first in range(0, len(mine), generator.batch):
         prompts = mine[first : first + generator.batch]
         for prompt, tokens in zip(prompts, generator.generate(prompts, sampling)):
             answers.append(tokenizer.decode([*prompt, *tokens]))
             print([{"text_generation_text": [answers[-1]]}], flush=True)
-    metrics.result({"predictions": answers})
+    rank.metrics.result({"predictions": answers})

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from typing import Mapping
 
-from glm2.errors import UsageError
+from glm2.errors import Glm2Error, UsageError
 from glm2.metrics import say
 
 
 def serve(environ: Mapping[str, str]) -> int:
-    """Bring the workers together and wait until they have ended; 0 when all ended well."""
+    """Bring the workers together and wait until they have ended.
+
+    MindSpore ends this process itself, with 0, when all workers have taken their leave. When
+    one vanished without, it waits for its heartbeat (about 30 s), and the status is 1.
+    """
     missing = [n for n in ("MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT") if n not in environ]
     if missing:
         raise UsageError(
@@ -27,7 +31,8 @@ def serve(environ: Mapping[str, str]) -> int:
     try:
         communication.init()
     except RuntimeError as error:
-        say(f"scheduler: {str(error).splitlines()[0]}")
-        return 1
-    say("scheduler: all workers have ended")
+        raise Glm2Error(
+            f"the scheduler lost its workers: {str(error).splitlines()[0]}",
+            hint="read the end of that worker's log",
+        ) from error
     return 0
