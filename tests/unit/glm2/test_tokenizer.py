@@ -79,21 +79,23 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
         Tokenizer(file)
 
 
-class TestChatGlm2:
-    @pytest.fixture(scope="class")
-    def real(self) -> Tokenizer:
-        file = SHARED / "data" / "tokenizer.model"
-        if not file.is_file():
-            pytest.skip("ChatGLM2's tokenizer.model is not at hand (GLM2_SHARED)")
-        return Tokenizer(file)
+@pytest.fixture(scope="module")
+def real() -> Tokenizer:
+    """ChatGLM2's own tokenizer."""
+    file = SHARED / "data" / "tokenizer.model"
+    if not file.is_file():
+        pytest.skip("ChatGLM2's tokenizer.model is not at hand (GLM2_SHARED)")
+    return Tokenizer(file)
 
-    def test_ids_are_those_of_the_reference(self, real: Tokenizer) -> None:
-        assert real.encode("你好") == [64790, 64792, 36474, 54591]
-        assert real.special_ids == {
-            "[MASK]": 64789, "[gMASK]": 64790, "[sMASK]": 64791, "sop": 64792, "eop": 64793
-        }  # fmt: skip
-        assert (real.pad_id, real.bos_id, real.eos_id) == (0, 1, 2)
 
-    def test_a_prompt_survives(self, real: Tokenizer) -> None:
-        prompt = build_prompt("类型#裤*版型#宽松", [("你好", "Hello, world")])
-        assert real.decode(real.encode(prompt)) == prompt
+def test_ids_of_chatglm2_are_those_of_the_reference(real: Tokenizer) -> None:
+    assert real.encode("你好") == [64790, 64792, 36474, 54591]
+    assert real.special_ids == {
+        "[MASK]": 64789, "[gMASK]": 64790, "[sMASK]": 64791, "sop": 64792, "eop": 64793
+    }  # fmt: skip
+    assert (real.pad_id, real.bos_id, real.eos_id) == (0, 1, 2)
+
+
+def test_a_prompt_of_chatglm2_survives(real: Tokenizer) -> None:
+    prompt = build_prompt("类型#裤*版型#宽松", [("你好", "Hello, world")])
+    assert real.decode(real.encode(prompt)) == prompt
