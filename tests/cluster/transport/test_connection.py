@@ -142,13 +142,15 @@ def test_an_sshd_that_stops_answering(cluster: Loopback, host: Host, transport: 
     transport.run(["true"])
     process = cluster.server(host).process
     assert process is not None
-    (session,) = psutil.Process(process.pid).children()
-    session.suspend()
+    sessions = psutil.Process(process.pid).children(recursive=True)
+    for session in sessions:
+        session.suspend()
     try:
         with pytest.raises(HostTimeout, match=r"no answer on the open connection within 0\.5 s"):
             transport.run(["true"], timeout=0.5)
     finally:
-        session.resume()
+        for session in sessions:
+            session.resume()
     assert transport.run(["true"]).ok
 
 
