@@ -60,6 +60,61 @@ def test_the_same_server_with_other_devices():
         merge([table("a", 1), table("a", 2)])
 
 
+def test_a_table_is_written_as_the_guide_shows_it():
+    text = host_table("10.0.0.1", {1: "192.2.27.6", 0: "192.1.27.6"}).to_json()
+    assert text == (
+        "{\n"
+        '    "version": "1.0",\n'
+        '    "server_count": "1",\n'
+        '    "server_list": [\n'
+        "        {\n"
+        '            "server_id": "10.0.0.1",\n'
+        '            "device": [\n'
+        '                {"device_id": "0", "device_ip": "192.1.27.6", "rank_id": "0"},\n'
+        '                {"device_id": "1", "device_ip": "192.2.27.6", "rank_id": "1"}\n'
+        "            ],\n"
+        '            "host_nic_ip": "reserve"\n'
+        "        }\n"
+        "    ],\n"
+        '    "status": "completed"\n'
+        "}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ([], "no server"),
+        ([table("a", 1), host_table("b", {0: None, 1: "10.9.0.1"})], "b has no device_ip for dev"),
+        ([table("a", 1), table("b", 1)], "device_ip 10.0.0.1 is used twice, by device 0 of a and"),
+        ([table("a", 1), table("b", 2, 4)], "different numbers of devices: 2 on a; 4 on b"),
+        (
+            [table("a", 1), host_table("b", {0: "fd00::1", 1: "fd00::2"})],
+            "IPv4 for device 0 of a, IPv6 for device 0 of b",
+        ),
+        ([host_table("a", {0: "fd00::1"}), host_table("b", {0: "fd00:0::1"})], "used twice"),
+    ],
+)
+def test_conflicts_name_both_sides(tables, said):
+    with pytest.raises(RankTableError) as caught:
+        merge(tables)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("server_id", "ips", "said"),
+    [("x" * 65, {0: "10.0.0.1"}, "65 characters"), ("", {0: "10.0.0.1"}, "0 characters")],
+)
+def test_a_bad_server_id(server_id, ips, said):
+    with pytest.raises(RankTableError, match=said):
+        host_table(server_id, ips)
+
+
+def test_a_server_without_devices():
+    with pytest.raises(RankTableError, match="no device"):
+        host_table("a", {})
+
+
 clusters = st.lists(
     st.text("abc0123456789.", min_size=1, max_size=12), min_size=1, max_size=8, unique=True
 ).map(lambda names: [table(name, number) for number, name in enumerate(names)])
