@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -62,7 +62,8 @@ class Source:
 
 @dataclass(frozen=True)
 class CollectReport:
-    """What was collected. ``fetched`` counts files that travelled now; 0 when all were here."""
+    """What was collected. ``nbytes`` is its size; ``fetched`` counts the files that travelled
+    now, 0 when all were here already."""
 
     folder: Path
     checkpoint: Path
@@ -120,15 +121,15 @@ def collect(
                 raise one_error("cannot list the checkpoints of all hosts", failures) from error
             raise
         notes = (*(str(error) for error in failures), *selection.notes)
-        name = str(selection.step or "unnumbered")
+        name = str(selection.step)
         wanted = [(file, listings[file.host]) for file in selection.files.values()]
         here = folder.complete(name)
         if here is not None and _same(here, wanted):
-            return _report(folder, name, strategies, selection, here, 0, 0, notes)
-        nbytes = _check_room(folder, wanted)
-        files = _fetch_all(sources, folder, wanted, nbytes, progress)
+            return _report(folder, name, strategies, here, 0, notes)
+        _check_room(folder, wanted)
+        files = _fetch_all(sources, folder, wanted, progress)
         placed = folder.install(name, files, strategies, notes)
-    return _report(folder, name, strategies, selection, placed, len(placed), nbytes, notes)
+    return _report(folder, name, strategies, placed, len(placed), notes)
 
 
 def _list_all(sources: Sequence[Source]) -> Tuple[Dict[str, _Listing], List[OrchError]]:
@@ -141,8 +142,9 @@ def _list_all(sources: Sequence[Source]) -> Tuple[Dict[str, _Listing], List[Orch
 
 def _list(source: Source) -> _Listing:
     ranks = ",".join(str(rank) for rank in source.ranks)
-    (answer,) = _ask(source, "list", "--run-dir", source.run_dir, "--ranks", ranks)
+    answers = _ask(source, "list", "--run-dir", source.run_dir, "--ranks", ranks)
     try:
+        (answer,) = answers
         files: List[CheckpointFile] = []
         changed: Dict[Tuple[int, str], int] = {}
         for entry in answer["files"]:
@@ -248,16 +250,21 @@ def _choose(
                 hint="the hosts hold strategy files of another run",
             )
         ranks = check_world([file.rank for file in files] or [0], strategy, "the run")
-    selection = select(files, ranks=ranks, strategy=strategy, step=step)
+    # A file whose name tells no step cannot be known to belong to the others'.
+    numbered = [file for file in files if file.step]
+    selection = select(numbered, ranks=ranks, strategy=strategy, step=step)
     if strategy is None and selection.missing:
         # Only a strategy proves that the others hold what these ranks would.
         raise CheckpointError(
-            f"step {selection.step or '?'}: expected a file of each of {len(ranks)} ranks, found "
+            f"step {selection.step}: expected a file of each of {len(ranks)} ranks, found "
             f"none of rank {selection.missing[0]} and no strategy file",
             hint="wait for the next save, or choose another step with --step",
         )
     return selection
 
+
+Digests = Mapping[str, Mapping[str, Any]]
+"""What the host says of each file (``rank_N/name``): size, mtime_ns, sha256."""
 
 Wanted = Sequence[Tuple[CheckpointFile, _Listing]]
 
@@ -276,7 +283,7 @@ def _name(file: CheckpointFile) -> str:
     return file.path.rsplit("/", 1)[-1]
 
 
-def _check_room(folder: CollectedFolder, wanted: Wanted) -> int:
+def _check_room(folder: CollectedFolder, wanted: Wanted) -> None:
     nbytes = sum(file.size for file, _ in wanted)
     arrived = sum(_size(folder.part(file.rank, _name(file))) for file, _ in wanted)
     free = shutil.disk_usage(folder.root).free
@@ -285,14 +292,12 @@ def _check_room(folder: CollectedFolder, wanted: Wanted) -> int:
             f"{folder.root} has {free} bytes free, the checkpoint needs {nbytes - arrived}",
             hint="free some space, or choose another folder with --out",
         )
-    return nbytes
 
 
 def _fetch_all(
     sources: Sequence[Source],
     folder: CollectedFolder,
     wanted: Wanted,
-    nbytes: int,
     progress: Progress,
 ) -> List[CollectedFile]:
     """Fetch and verify the wanted files of all hosts at once."""
@@ -304,7 +309,7 @@ def _fetch_all(
         return list(_fetch(source, folder, files[source.name]))
 
     parts = [folder.part(file.rank, _name(file)) for file, _ in wanted]
-    with _watched(parts, nbytes, progress):
+    with _watched(parts, sum(file.size for file, _ in wanted), progress):
         outcomes = fan_out([source for source in sources if source.name in files], fetch)
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     if errors:
@@ -316,16 +321,29 @@ def _fetch(
     source: Source, folder: CollectedFolder, files: Sequence[CheckpointFile]
 ) -> Iterator[CollectedFile]:
     """Fetch one host's files, one after the other, while the host computes their digests."""
-    with ThreadPoolExecutor(1) as pool:
-        digests = pool.submit(_digests, source, files)
-        for file in files:
-            part = folder.part(file.rank, _name(file))
-            part.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_bytes(source, file, part)
-            yield _verified(source, file, part, digests)
+    digests = _in_background(lambda: _digests(source, files))
+    for file in files:
+        part = folder.part(file.rank, _name(file))
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _fetch_bytes(source, file, part)
+        yield _verified(source, file, part, digests)
 
 
-def _digests(source: Source, files: Sequence[CheckpointFile]) -> Dict[str, Dict[str, Any]]:
+def _in_background(function: Callable[[], Digests]) -> Future[Digests]:
+    """Start ``function`` in a daemon thread, which Ctrl-C need not wait for."""
+    future: Future[Digests] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _digests(source: Source, files: Sequence[CheckpointFile]) -> Digests:
     names = [f"rank_{file.rank}/{_name(file)}" for file in files]
     answers = _ask(source, "hash", "--run-dir", source.run_dir, *names)
     found = {str(answer.get("file")): answer for answer in answers}
@@ -350,10 +368,10 @@ def _fetch_bytes(source: Source, file: CheckpointFile, part: Path) -> None:
             if attempt == ATTEMPTS - 1:
                 raise
             continue
-        if part.stat().st_size >= file.size:
+        if _size(part) == file.size:
             return
     raise CheckpointError(
-        f"rank {file.rank}, {file.path}: expected {file.size} bytes, found {part.stat().st_size}",
+        f"rank {file.rank}, {file.path}: expected {file.size} bytes, found {_size(part)}",
         hint="the file changed while it was fetched; collect again",
         host=source.name,
     )
@@ -363,7 +381,7 @@ def _verified(
     source: Source,
     file: CheckpointFile,
     part: Path,
-    digests: Future[Dict[str, Dict[str, Any]]],
+    digests: Future[Digests],
 ) -> CollectedFile:
     name = f"rank_{file.rank}/{_name(file)}"
     for again in (False, True):
@@ -417,10 +435,8 @@ def _report(
     folder: CollectedFolder,
     step: str,
     strategies: Mapping[str, bytes],
-    selection: Selection,
     files: Tuple[CollectedFile, ...],
     fetched: int,
-    nbytes: int,
     notes: Tuple[str, ...],
 ) -> CollectReport:
     return CollectReport(
@@ -428,9 +444,9 @@ def _report(
         folder.checkpoint,
         folder.strategy if strategies else None,
         step,
-        tuple(selection.files),
+        tuple(file.rank for file in files),
         files,
         fetched,
-        nbytes,
+        sum(file.size for file in files),
         notes,
     )
