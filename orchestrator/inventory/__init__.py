@@ -1,7 +1,7 @@
 """The servers a job runs on: inventory YAML -> Inventory (frozen)."""
 
-from orchestrator.inventory.devices import DevicesError, parse_devices
-from orchestrator.inventory.limit import limit, with_devices
+from orchestrator.inventory.devices import DevicesError, parse_devices, unfit_for_910
+from orchestrator.inventory.limit import limit
 from orchestrator.inventory.model import (
     DeviceIp,
     Host,
@@ -27,5 +27,5 @@ __all__ = [
     "load_inventory",
     "parse_devices",
     "parse_inventory",
-    "with_devices",
+    "unfit_for_910",
 ]

@@ -1,12 +1,11 @@
-"""``--limit`` and ``--devices``: the part of an inventory that a command is for."""
+"""``--limit``: the part of an inventory that a command is for."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, List, Set, Tuple
+from typing import Dict, List, Set
 
 from orchestrator.errors import UsageError
-from orchestrator.inventory.devices import DevicesError, parse_devices, unfit_for_910
 from orchestrator.inventory.model import Host, Inventory
 from orchestrator.inventory.patterns import PatternError, expand, split
 from orchestrator.problems import nearest, shown
@@ -47,32 +46,6 @@ def limit(inventory: Inventory, pattern: str) -> Inventory:
         )
     spares = tuple(h for h in inventory.spares if h.name not in chosen and h.name not in dropped)
     return replace(inventory, hosts=hosts, spares=spares)
-
-
-def with_devices(inventory: Inventory, text: str) -> Inventory:
-    """The inventory with each host's devices narrowed to ``text`` (a range or list, see
-    ``parse_devices``). Raises UsageError for a device that a host does not have."""
-    try:
-        wanted = parse_devices(text)
-    except DevicesError as error:
-        raise UsageError(f"--devices: {error}", hint=error.hint) from error
-    return replace(inventory, hosts=tuple(_narrowed(host, wanted) for host in inventory.hosts))
-
-
-def _narrowed(host: Host, wanted: Tuple[int, ...]) -> Host:
-    missing = [device for device in wanted if device not in host.devices]
-    if missing:
-        raise UsageError(
-            f"--devices: the inventory gives {host.name} no device {missing[0]}",
-            hint=f"it has {', '.join(map(str, host.devices))}",
-        )
-    unfit = unfit_for_910(wanted) if host.device_target == "Ascend" else None
-    if unfit:
-        raise UsageError(f"--devices: {unfit[0]}", hint=unfit[1])
-    ips = dict(zip(host.devices, host.device_ips))
-    return replace(
-        host, devices=wanted, device_ips=tuple(ips[device] for device in wanted if device in ips)
-    )
 
 
 def _names(

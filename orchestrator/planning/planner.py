@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import List, Mapping, Optional, Sequence, Tuple
 
 from orchestrator.errors import Location, PlanError
-from orchestrator.inventory import Host, Inventory
+from orchestrator.inventory import Host, Inventory, unfit_for_910
 from orchestrator.job import Job
 from orchestrator.planning import ranktable
 from orchestrator.planning.environment import (
@@ -95,6 +95,9 @@ def _one_target(hosts: Sequence[Host]) -> str:
                 f"{host.device_target}: one job needs one kind",
                 hint="choose hosts of one kind with --limit",
             )
+        unfit = unfit_for_910(host.devices) if host.device_target == "Ascend" else None
+        if unfit:
+            raise PlanError(unfit[0], hint=unfit[1], host=host.name)
     return first.device_target
 
 

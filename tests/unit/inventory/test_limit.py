@@ -1,4 +1,4 @@
-"""``--limit`` and ``--devices``."""
+"""``--limit``: which hosts it selects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import List
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.inventory import Inventory, limit, parse_inventory, with_devices
+from orchestrator.inventory import Inventory, limit, parse_inventory
 
 TEXT = """\
 defaults: {devices: "[0,8)", device_target: Ascend, workdir: /data}
@@ -67,19 +67,3 @@ def test_refuses(inventory: Inventory, pattern: str, message: str, hint: str) ->
         limit(inventory, pattern)
     assert message in str(caught.value)
     assert hint in caught.value.hint
-
-
-def test_devices_are_narrowed_with_their_ips(inventory: Inventory) -> None:
-    first, second = with_devices(inventory, "[2,4)").hosts[:2]
-    assert first.devices == (2, 3)
-    assert first.device_ips == ("10.1.2.1", "10.1.3.1")
-    assert second.device_ips == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[0,9)", "no device 8"), ("x", "not a device range"), ("0,1,2,4", "these four")],
-)
-def test_devices_that_are_not_there(inventory: Inventory, text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        with_devices(inventory, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Dict
 
 import pytest
@@ -326,6 +327,13 @@ def test_layouts_that_do_not_fit(
     assert message in str(caught.value)
     assert caught.value.location == Location("c.yaml", *place)
     assert hint in caught.value.hint
+
+
+def test_devices_that_a_910_server_does_not_have() -> None:
+    hosts = ascend("n1")
+    beyond = replace(hosts, hosts=(replace(hosts.hosts[0], devices=(8, 9)),))
+    with pytest.raises(PlanError, match="n1: device 9 does not exist on a 910"):
+        plan(beyond, job(), {})
 
 
 def test_uneven_hosts_are_refused_by_hccl_alone() -> None:
