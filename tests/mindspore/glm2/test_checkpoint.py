@@ -1,0 +1,191 @@
+"""Checkpoints: what is saved is what is loaded, and what does not fit is listed."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from glm2.checkpoint import (
+    PROGRESS_NAMES,
+    Progress,
+    find_weights,
+    load_weights,
+    read_parameters,
+    save_checkpoint,
+)
+from glm2.config import ModelConfig
+from glm2.errors import CheckpointError, ConfigError
+from glm2.model import Glm2
+from glm2.optimizer import AdamW
+from glm2.settings import Optimizer
+from tests.mindspore.glm2.reference import random_weights
+
+CONFIG = ModelConfig(
+    num_layers=2,
+    hidden_size=16,
+    ffn_hidden_size=24,
+    kv_channels=8,
+    num_attention_heads=2,
+    multi_query_group_num=1,
+    padded_vocab_size=32,
+    seq_length=8,
+)
+PROGRESS = Progress(2, 9, 8, 72, 1024.0, 3)
+
+
+def altered(**values: int) -> Glm2:
+    return Glm2(ModelConfig(**{**vars(CONFIG), **values}))
+
+
+@pytest.fixture(scope="module")
+def model() -> Glm2:
+    network = Glm2(CONFIG)
+    random_weights(network)
+    return network
+
+
+@pytest.fixture(scope="module")
+def optimizer(model: Glm2) -> AdamW:
+    found = AdamW(model.trainable_params(), Optimizer())
+    draw = np.random.default_rng(5)
+    for moment in (*found.m, *found.v):
+        moment.set_data(ms.Tensor(draw.random(moment.shape).astype(np.float32)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(model: Glm2, optimizer: AdamW, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = (*optimizer.weights, *optimizer.m, *optimizer.v)
+    return save_checkpoint(tmp_path_factory.mktemp("saved"), "a_rank_0-2_3", state, PROGRESS, 5)
+
+
+def test_weights_come_back_bit_by_bit(model: Glm2, saved: Path) -> None:
+    other = altered()
+    random_weights(other, seed=9)
+    load_weights(other, saved)
+    pairs = list(zip(model.get_parameters(), other.get_parameters()))
+    assert len(pairs) == 17
+    for ours, theirs in pairs:
+        assert ours.name == theirs.name
+        np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
+
+
+def test_a_file_holds_weights_moments_and_progress(
+    model: Glm2, optimizer: AdamW, saved: Path
+) -> None:
+    found = read_parameters(saved)
+    weights = [p.name for p in model.get_parameters()]
+    assert "transformer.embedding.embedding_table" in weights
+    assert set(found) == {
+        *weights,
+        *(f"adam_m.{name}" for name in weights),
+        *(f"adam_v.{name}" for name in weights),
+        *PROGRESS_NAMES,
+    }
+    for moment in (*optimizer.m, *optimizer.v):
+        assert found[moment.name].dtype == ms.float32
+        np.testing.assert_array_equal(found[moment.name].asnumpy(), moment.asnumpy())
+    read = Progress(*(found[name].asnumpy().item() for name in PROGRESS_NAMES))
+    assert read == PROGRESS
+
+
+def test_only_its_owner_reads_it_and_nothing_half_written_is_left(saved: Path) -> None:
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_weights_are_loaded_in_the_type_of_the_model(model: Glm2, saved: Path) -> None:
+    half = Glm2(ModelConfig(**{**vars(CONFIG), "param_init_type": "float16"}))
+    load_weights(half, saved)
+    name = "transformer.output_layer.weight"
+    ours = {p.name: p for p in half.get_parameters()}[name]
+    theirs = {p.name: p for p in model.get_parameters()}[name]
+    assert ours.dtype == ms.float16
+    np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy().astype(np.float16))
+
+
+def test_safetensors_are_read_too(model: Glm2, tmp_path: Path) -> None:
+    records = [{"name": p.name, "data": p} for p in model.get_parameters()]
+    ms.save_checkpoint(records, str(tmp_path / "weights"), format="safetensors")
+    other = altered()
+    load_weights(other, tmp_path / "weights.safetensors")
+    for ours, theirs in zip(model.get_parameters(), other.get_parameters()):
+        np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
+
+
+class TestMisfit:
+    def test_every_weight_of_another_shape_is_listed(self, saved: Path) -> None:
+        with pytest.raises(CheckpointError) as caught:
+            load_weights(altered(ffn_hidden_size=20), saved)
+        message = caught.value.message
+        for layer in range(2):
+            mlp = f"transformer.encoder.layers.{layer}.mlp"
+            assert f"{mlp}.dense_h_to_4h.weight is [48, 16], the model needs [40, 16]" in message
+            assert f"{mlp}.dense_4h_to_h.weight is [16, 24], the model needs [16, 20]" in message
+        assert message.count("the model needs") == 4
+
+    def test_missing_and_unexpected_weights_are_listed(self, saved: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"missing .*layers\.2\.input_layernorm"):
+            load_weights(altered(num_layers=3), saved)
+        with pytest.raises(CheckpointError, match=r"unexpected .*layers\.1\.input_layer"):
+            load_weights(altered(num_layers=1), saved)
+
+    def test_a_model_that_is_refused_is_not_changed(self, saved: Path) -> None:
+        other = altered(ffn_hidden_size=20)
+        before = random_weights(other)
+        with pytest.raises(CheckpointError):
+            load_weights(other, saved)
+        for parameter in other.get_parameters():
+            np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
+
+    @pytest.mark.parametrize("end", [".ckpt", ".safetensors"])
+    # MindSpore leaves a damaged file open.
+    @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO.*weights.safetensors")
+    def test_a_damaged_file_is_said_to_be_damaged(
+        self, model: Glm2, tmp_path: Path, end: str
+    ) -> None:
+        file = tmp_path / f"weights{end}"
+        records = [{"name": p.name, "data": p} for p in model.get_parameters()]
+        ms.save_checkpoint(records, str(tmp_path / "weights"), format=end[1:])
+        file.chmod(0o600)
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(CheckpointError, match=f"weights{end} cannot be read as weights"):
+            load_weights(altered(), file)
+
+
+class TestKeep:
+    def test_the_newest_by_number_stay(self, tmp_path: Path) -> None:
+        parameter = [ms.Parameter(ms.Tensor([1.0]), name="w")]
+        for step in (2, 9, 10):
+            save_checkpoint(tmp_path, f"a_rank_0-1_{step}", parameter, Progress(), 2)
+        save_checkpoint(tmp_path, "b_rank_0-1_1", parameter, Progress(), 2)
+        save_checkpoint(tmp_path, "a_rank_0-2_1", parameter, Progress(), 2)
+        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            "a_rank_0-1_10.ckpt",
+            "a_rank_0-2_1.ckpt",
+            "b_rank_0-1_1.ckpt",
+        ]
+
+
+class TestFindWeights:
+    def test_a_name_is_looked_for_among_the_downloads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        file = tmp_path / "checkpoint_download" / "glm2" / "glm2_6b.ckpt"
+        with pytest.raises(ConfigError, match="no weights glm2_6b") as caught:
+            find_weights("glm2_6b")
+        assert "checkpoint_download/glm2" in caught.value.hint
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"")
+        assert find_weights("glm2_6b").resolve() == file
+
+    def test_a_file_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "weights.bin"
+        file.write_bytes(b"")
+        with pytest.raises(ConfigError, match="is no checkpoint"):
+            find_weights(str(file))
