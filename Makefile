@@ -47,6 +47,9 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.test sshd
+	$(BIN)/python -m benchmarks.fan_out
+
 loopback-up: $(VENV)/.test sshd
 	$(BIN)/python -m tests.cluster.sshd up --hosts 12 --port 2222 --dir .loopback
 

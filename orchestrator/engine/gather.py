@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 import orchestrator.node
 from orchestrator.engine.hosts import on_all
+from orchestrator.engine.supervisor import last_object
 from orchestrator.errors import HostNotReady, OrchError, one_error
 from orchestrator.inventory import Host
 from orchestrator.planning.facts import HostFacts
@@ -92,10 +92,7 @@ def _problems(host: Host, facts: HostFacts, needs_mindspore: bool) -> list[OrchE
 
 
 def _answer(host: Host, done: Completed) -> Mapping[str, Any]:
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        answer = None
+    answer = last_object(done.stdout)
     if done.ok and isinstance(answer, dict):
         return answer
     tail = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]

@@ -54,10 +54,7 @@ class Supervisor:
 
     def _ask(self, command: str, *options: str, timeout: float) -> Answer:
         done = self.transport.run(self._argv(command, *options), timeout=timeout)
-        try:
-            answer = json.loads(done.stdout)
-        except ValueError:
-            answer = None
+        answer = last_object(done.stdout)
         if isinstance(answer, dict) and "error" not in answer:
             return answer
         raise self._error(command, answer, done.exit_status, done.stderr)
@@ -75,6 +72,15 @@ class Supervisor:
         return kind(str(error.get("message")), hint=str(error.get("hint", "")), host=self.host)
 
 
+def last_object(output: bytes) -> Any:
+    """The object on the last line: what a login script prints comes before it."""
+    lines = output.strip().splitlines()
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+
+
 class FrameStream:
     """Iterates over the frames of a stream; ``close`` from another thread ends it."""
 
@@ -86,8 +92,8 @@ class FrameStream:
         for chunk in self._stream:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                frame = json.loads(line)
-                if isinstance(frame, dict):
+                frame = last_object(line)
+                if isinstance(frame, dict) and "t" in frame:
                     yield frame
 
     def close(self) -> None:

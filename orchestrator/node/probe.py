@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 TOOL_TIMEOUT_S = 15.0
@@ -156,43 +157,36 @@ def device_ips(
 def _ask_hccn_tool(devices: Sequence[int], root: str) -> Tuple[Dict[int, str], Dict[int, str]]:
     """All devices at once; each call takes about a second on some drivers."""
     tool = shutil.which("hccn_tool") or os.path.join(root, "driver", "tools", "hccn_tool")
-    running: Dict[int, "subprocess.Popen[bytes]"] = {}
-    found: Dict[int, str] = {}
-    errors: Dict[int, str] = {}
-    for device in devices:
-        try:
-            running[device] = subprocess.Popen(
-                [tool, "-i", str(device), "-ip", "-g"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            errors[device] = f"hccn_tool: {error.strerror}"
-    until = time.monotonic() + TOOL_TIMEOUT_S
-    for device, process in running.items():
-        output = _output(process, until)
-        if output is None:
-            errors[device] = f"hccn_tool: no answer within {TOOL_TIMEOUT_S:g} s"
-            continue
-        text = output.decode("utf-8", "replace")
-        address = parse_hccn_ip(text)
-        if address is not None and process.returncode == 0:
-            found[device] = address
-        else:
-            said = one_line(text) or "no output"
-            errors[device] = f"hccn_tool ended with status {process.returncode}: {said}"
-    return found, errors
+    with ThreadPoolExecutor(max_workers=max(1, len(devices))) as pool:
+        answers = list(pool.map(lambda device: _ask_device(tool, device), devices))
+    found = {d: address for d, (address, _) in zip(devices, answers) if address is not None}
+    return found, {d: error for d, (_, error) in zip(devices, answers) if d not in found}
 
 
-def _output(process: "subprocess.Popen[bytes]", until: float) -> Optional[bytes]:
+def _ask_device(tool: str, device: int) -> Tuple[Optional[str], str]:
+    """Address of one device, or None and the reason."""
     try:
-        return process.communicate(timeout=max(0.0, until - time.monotonic()))[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
-        process.communicate()
-        return None
+        process = subprocess.Popen(
+            [tool, "-i", str(device), "-ip", "-g"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return None, f"hccn_tool: {error.strerror}"
+    with process:
+        try:
+            output = process.communicate(timeout=TOOL_TIMEOUT_S)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # not waited for yet: the id is still its own
+            return None, f"hccn_tool: no answer within {TOOL_TIMEOUT_S:g} s"
+    text = output.decode("utf-8", "replace")
+    address = parse_hccn_ip(text)
+    if address is not None and process.returncode == 0:
+        return address, ""
+    said = one_line(text) or "no output"
+    return None, f"hccn_tool ended with status {process.returncode}: {said}"
 
 
 # Software

@@ -74,7 +74,10 @@ def cli(tmp_path):
     """The command line; at the end no process of any of its runs may be left."""
     made = Cli(tmp_path / "home")
     yield made
-    left = [process for name in made.store.names() for process in processes_of(name)]
+    # A background controller may be just about to exit: its last act was to write the ending.
+    _, left = psutil.wait_procs(
+        [process for name in made.store.names() for process in processes_of(name)], timeout=10
+    )
     for process in left:
         process.kill()
     assert not left, f"left behind: {left}"
