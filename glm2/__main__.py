@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from glm2.errors import Glm2Error, UsageError
+from glm2.errors import Glm2Error, LostRank, UsageError
 
 MODES = ("train", "finetune", "eval", "predict")
 
@@ -38,6 +38,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  → {error.hint}", file=sys.stderr)
+        if isinstance(error, LostRank):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_status)
         return error.exit_status
     except KeyboardInterrupt:
         return 130

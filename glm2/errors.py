@@ -3,6 +3,7 @@
 ::
 
     Glm2Error                 1
+    ├── LostRank              1   another rank of the run ended, so this one cannot go on
     ├── UsageError            2   the command line is wrong
     ├── ConfigError           3   the YAML, or a file that it names, is wrong
     └── CheckpointError      10   weights that do not fit the model, or a damaged file
@@ -20,6 +21,13 @@ class Glm2Error(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class LostRank(Glm2Error):
+    """Another rank ended. The process must leave at once, without MindSpore's own clean-up:
+    that waits half a minute for the lost rank and then ends in SIGTERM, whose status would
+    look like a stop on request.
+    """
 
 
 class UsageError(Glm2Error):

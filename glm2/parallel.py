@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from glm2.errors import ConfigError, Glm2Error, UsageError
+from glm2.errors import ConfigError, Glm2Error, LostRank, UsageError
 from glm2.settings import Device, Parallel
 
 BUCKET_ELEMENTS = 1 << 22
@@ -171,10 +171,15 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "state of the cluster is error" not in str(error):
+        text = str(error)
+        if "AllReduce" in text and "Launch kernel failed" in text:
+            reason = "a sum over all ranks failed"
+        elif "state of the cluster is error" in text:
+            reason = text.splitlines()[0]
+        else:
             raise
-        raise Glm2Error(
-            f"another rank is gone: {str(error).splitlines()[0]}",
+        raise LostRank(
+            f"another rank is gone: {reason}",
             hint="the rank that ended first has the cause at the end of its log",
         ) from error
 
