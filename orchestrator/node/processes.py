@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Optional, Set
 
@@ -18,6 +19,7 @@ except ImportError:  # a Python built without libffi: no prctl, the scan of /pro
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_EXEC_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,26 @@ def members(
 ) -> List[Process]:
     """All living processes of a run: marked in their environment or below its supervisor, and
     all below those. Without the supervisor itself and without ``spare``.
+
+    None is the answer only when none is found twice: in the midst of exec a process has no
+    environment for a moment.
     """
+    spared = set(spare) | {supervisor}
+    found = _members_now(run_id, run_dir, supervisor, spared)
+    if not found:
+        time.sleep(_EXEC_S)
+        found = _members_now(run_id, run_dir, supervisor, spared)
+    return found
+
+
+def _members_now(
+    run_id: str, run_dir: str, supervisor: Optional[int], spared: Set[Optional[int]]
+) -> List[Process]:
     processes = table()
     roots = {pid for pid in processes if carries(pid, run_id, run_dir)}
     if supervisor is not None:
         roots.add(supervisor)
-    found = (roots | descendants(roots, processes)) - {supervisor} - set(spare)
+    found = (roots | descendants(roots, processes)) - spared
     return [processes[pid] for pid in sorted(found) if processes[pid].alive]
 
 

@@ -80,8 +80,16 @@ def test_whose_process(tmp_path, environ: Dict[str, str], expected: bool) -> Non
     link.symlink_to(folder)
     marks = {name: value.format(dir=folder, link=link) for name, value in environ.items()}
     child = subprocess.Popen(
-        ["cat"], stdin=subprocess.PIPE, env={**marks, "PATH": os.environ["PATH"]}
+        ["cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**marks, "PATH": os.environ["PATH"]},
     )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"up\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == b"up\n"  # in the midst of exec it has no environment
     try:
         assert processes.carries(child.pid, "r1", str(folder)) is expected
         found = processes.members("r1", str(folder))
