@@ -54,7 +54,7 @@ for command in (
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
-    """Run the command line and exit with the status that ``docs/interface.md`` promises."""
+    """Run the command line and exit with a status of ``orchestrator/errors.py``."""
     signal.signal(signal.SIGTERM, _terminated)
     meta: dict[str, Any] = {}
     try:

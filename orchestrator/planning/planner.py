@@ -149,7 +149,7 @@ def _device_ips(
             f"{host.name}: the IP of device {', '.join(map(str, unknown))} is not known"
             + (f" ({shown(why)})" if why else ""),
             None,
-            "declare `device_ips` in the inventory, or ask the hosts: `glm2-orch preflight`, "
+            "declare `device_ips` in the inventory, or ask the hosts: "
             "`glm2-orch facts --out FILE` and then --facts FILE",
         )
     return ips

@@ -161,7 +161,7 @@ def _check_together(servers: Sequence[Server], problems: Problems) -> None:
                 f"{server.origin} has no device_ip for device "
                 f"{', '.join(map(str, missing))}; with more than one server every device needs one",
                 None,
-                "run `glm2-orch preflight`, or declare `device_ips` in the inventory",
+                "see `glm2-orch facts`, or declare `device_ips` in the inventory",
             )
         for device in server.devices:
             if device.device_ip is None or not _is_ip(device.device_ip):
