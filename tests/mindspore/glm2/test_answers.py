@@ -1,0 +1,99 @@
+"""``eval`` and ``predict`` through the real command line, from a checkpoint of training."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from glm2.evaluate import METRICS, score
+from glm2.tokenizer import build_prompt
+from tests.mindspore.glm2.worker import Workers, metrics
+
+CHECKPOINT = "output/checkpoint/rank_0/glm2-tiny_rank_0-2_6.ckpt"
+QUESTION = "类型#裙*颜色#黑色"
+
+
+def test_eval_scores_every_row_and_says_the_means(
+    workers: Workers, alone: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = (data / "all" / "dev.json").read_text(encoding="utf-8").splitlines()[:5]
+    (tmp_path / "dev.json").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    worker = workers.start(
+        tmp_path, "--config", "tiny_cpu", "--run_mode", "eval", "--output_dir", "output",
+        "--load_checkpoint", str(alone / CHECKPOINT), "--eval_dataset_dir", ".",
+        "--set", "eval_dataset.batch_size=2",
+    )  # fmt: skip
+    assert worker.wait(timeout=120) == 0, (tmp_path / "rank_0.log").read_text()
+    report = json.loads((tmp_path / "output/eval/eval_rank_0.json").read_text(encoding="utf-8"))
+    assert [row["row"] for row in report["rows"]] == list(range(5))
+    for row, line in zip(report["rows"], rows):
+        assert {"content": row["content"], "summary": row["summary"]} == json.loads(line)
+        assert row["scores"] == score(row["prediction"], row["summary"])
+    result = report["result"]
+    assert result["rows"] == 5
+    for name in METRICS:
+        mean = sum(row["scores"][name] for row in report["rows"]) / 5
+        assert result[name] == pytest.approx(mean, abs=1e-3)
+    assert [line["result"] for line in metrics(tmp_path) if "result" in line] == [result]
+
+
+def test_predict_answers_every_question_in_order(
+    workers: Workers, alone: Path, tmp_path: Path
+) -> None:
+    prompts = [build_prompt(QUESTION), build_prompt("类型#裤")]
+    # As in a shell: a backslash and n for a line break.
+    (tmp_path / "prompts.txt").write_text(
+        prompts[1].replace("\n", "\\n") + "\n\n", encoding="utf-8"
+    )
+    worker = workers.start(
+        tmp_path, "--config", "tiny_cpu", "--run_mode", "predict", "--output_dir", "output",
+        "--load_checkpoint", str(alone / CHECKPOINT),
+        "--predict_data", prompts[0].replace("\n", "\\n"), "--predict_data", "prompts.txt",
+    )  # fmt: skip
+    log = tmp_path / "rank_0.log"
+    assert worker.wait(timeout=120) == 0, log.read_text()
+    (result,) = [line["result"] for line in metrics(tmp_path) if "result" in line]
+    assert len(result["predictions"]) == 2
+    for prompt, answer in zip(prompts, result["predictions"]):
+        assert answer.startswith(prompt)
+        assert len(answer) > len(prompt)
+    printed = [line for line in log.read_text().splitlines() if line.startswith("[{")]
+    assert [ast.literal_eval(line) for line in printed] == [
+        [{"text_generation_text": [answer]}] for answer in result["predictions"]
+    ]
+
+
+def test_weights_of_another_shape_exit_10_and_are_named(
+    workers: Workers, alone: Path, tmp_path: Path
+) -> None:
+    worker = workers.start(
+        tmp_path, "--config", "tiny_cpu", "--output_dir", "output",
+        "--load_checkpoint", str(alone / CHECKPOINT),
+        "--set", "model.model_config.ffn_hidden_size=64",
+    )  # fmt: skip
+    assert worker.wait(timeout=120) == 10
+    said = (tmp_path / "rank_0.log").read_text()
+    assert "dense_h_to_4h.weight is [688, 128], the model needs [128, 128]" in said
+
+
+class TestScore:
+    def test_the_same_text_has_all_points(self) -> None:
+        text = "这款裙子，经典的黑色沉稳大气。"
+        assert score(text, text) == pytest.approx(dict.fromkeys(METRICS, 100.0), abs=1e-3)
+
+    def test_nothing_in_common_has_none(self) -> None:
+        found = score("蓝天", "黑色裙子")
+        assert [found[name] for name in METRICS[:3]] == [0.0, 0.0, 0.0]
+        assert found["bleu-4"] < 1.0
+
+    @pytest.mark.parametrize(("answer", "summary"), [("", "黑色"), (" \n", "黑色"), ("黑色", "")])
+    def test_a_blank_text_has_none(self, answer: str, summary: str) -> None:
+        assert score(answer, summary) == dict.fromkeys(METRICS, 0.0)
+
+    def test_rouge_counts_words(self) -> None:
+        # jieba: 黑色 / 裙子 against 红色 / 裙子; one of two words, no pair of words.
+        found = score("黑色裙子", "红色裙子")
+        assert [found[name] for name in METRICS[:3]] == pytest.approx([50.0, 0.0, 50.0], abs=0.01)
