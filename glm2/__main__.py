@@ -43,6 +43,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             sys.stderr.flush()
             os._exit(error.exit_status)
         return error.exit_status
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print("  → see that the folder exists, can be written and has room", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -62,13 +62,20 @@ def save_checkpoint(
         kind = np.float32 if isinstance(value, float) else np.int64
         records.append({"name": key, "data": Tensor(np.array(value, kind))})
     temporary = hidden / f"{name}.ckpt"
-    ms.save_checkpoint(records, str(temporary))
-    temporary.chmod(0o600)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
     file = folder / temporary.name
-    temporary.replace(file)
-    shutil.rmtree(hidden)
+    try:
+        ms.save_checkpoint(records, str(temporary))
+        temporary.chmod(0o600)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot save {file}: {_reason(error)}",
+            hint="make room in that folder; the checkpoints already there are whole",
+        ) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
     _sync_folder(folder)
     for old in _by_age(folder, name)[:-keep]:
         old.unlink()
@@ -117,9 +124,8 @@ def read_parameters(file: Path) -> Dict[str, Parameter]:
     try:
         found: Dict[str, Parameter] = ms.load_checkpoint(str(file), format=file.suffix[1:])
     except (ValueError, RuntimeError, OSError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{file} cannot be read as weights: {reason}",
+            f"{file} cannot be read as weights: {_reason(error)}",
             hint="the file is incomplete or of another kind: copy it again",
         ) from error
     return found
@@ -166,6 +172,12 @@ def _by_age(folder: Path, name: str) -> List[Path]:
 def glob_escape(text: str) -> str:
     """``text`` with the special characters of a glob taken literally."""
     return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _shape(shape: Tuple[int, ...]) -> str:
