@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import List, Tuple
 
 import mindspore as ms
 import numpy as np
 import pytest
 
+from glm2.__main__ import main
 from glm2.checkpoint import load_weights, read_parameters
 from glm2.model import Glm2
 from glm2.settings import find_config, load_settings
-from tests.mindspore.glm2.worker import TRAINING, Workers, metrics, steps, wait_until
+from tests.mindspore.glm2.worker import (
+    TRAINING,
+    Process,
+    Workers,
+    metrics,
+    steps,
+    wait_until,
+)
 
 STEPS = 12
 KEYS = [
@@ -92,18 +101,24 @@ class TestTwoRanks:
         assert strategies == [f"ckpt_strategy_rank_{rank}.ckpt" for rank in range(2)]
 
 
+def start_endless_pair(workers: Workers, folder: Path) -> Tuple[Process, List[Process]]:
+    """A scheduler and two ranks that have done three steps of many."""
+    scheduler, ranks = workers.start_pair(
+        folder, *TRAINING, "--set", "runner_config.epochs=1000",
+        "--set", "callbacks.1.save_checkpoint_steps=0",
+    )  # fmt: skip
+    file = folder / "output/log/rank_1/metrics.jsonl"
+    wait_until(
+        lambda: ranks[0].poll() is not None or (file.is_file() and len(steps(folder, 1)) >= 3),
+        "the third step",
+    )
+    return scheduler, ranks
+
+
 def test_a_stop_of_one_rank_ends_all_in_the_same_step_with_a_checkpoint(
     workers: Workers, tmp_path: Path
 ) -> None:
-    scheduler, ranks = workers.start_pair(
-        tmp_path, *TRAINING, "--set", "runner_config.epochs=1000",
-        "--set", "callbacks.1.save_checkpoint_steps=0",
-    )  # fmt: skip
-    file = tmp_path / "output/log/rank_1/metrics.jsonl"
-    wait_until(
-        lambda: ranks[0].poll() is not None or (file.is_file() and len(steps(tmp_path, 1)) >= 3),
-        "the third step",
-    )
+    scheduler, ranks = start_endless_pair(workers, tmp_path)
     ranks[1].send_signal(signal.SIGTERM)
     codes = [rank.wait(timeout=60) for rank in ranks]
     assert codes == [143, 143], (tmp_path / "rank_1.log").read_text()
@@ -116,3 +131,35 @@ def test_a_stop_of_one_rank_ends_all_in_the_same_step_with_a_checkpoint(
         assert saved["step_num"].asnumpy() == done[0]
         assert "stopped on request" in (tmp_path / f"rank_{rank}.log").read_text()
         assert metrics(tmp_path, rank)[-1]["phase"] == "done"
+
+
+def test_a_rank_that_lost_another_fails_and_does_not_look_stopped(
+    workers: Workers, tmp_path: Path
+) -> None:
+    scheduler, ranks = start_endless_pair(workers, tmp_path)
+    ranks[1].kill()
+    code = ranks[0].wait(timeout=90)
+    scheduler.kill()
+    said = (tmp_path / "rank_0.log").read_text()
+    assert code == 1, said
+    assert "error: another rank is gone: " in said
+    assert not (tmp_path / "output/checkpoint").exists(), "nothing is saved of a broken step"
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GLM2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GLOG_v", "3")
+    for name in ("GLM2_OUTPUT_DIR", "GLM2_RANK_DIR", "RANK_ID", "RANK_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "file"
+    file.write_text("")
+    words = ["--config", "tiny_cpu", "--train_dataset_dir", str(data), "--output_dir", f"{file}/x"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {file}/x")
+    assert "→ see that the folder exists" in said
