@@ -6,6 +6,7 @@ epoch, both from 1. A file appears whole or not at all.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -162,16 +163,11 @@ def _by_age(folder: Path, name: str) -> List[Path]:
     """Checkpoints of the same prefix, oldest first: by number, as text 10 comes before 4."""
     prefix = name.rpartition("-")[0]
     found = []
-    for file in folder.glob(f"{glob_escape(prefix)}-*.ckpt"):
+    for file in folder.glob(f"{glob.escape(prefix)}-*.ckpt"):
         match = _STEP.search(file.name)
         if match and file.name[: match.start()] == prefix:
             found.append((int(match[1]), int(match[2]), file))
     return [file for _, _, file in sorted(found)]
-
-
-def glob_escape(text: str) -> str:
-    """``text`` with the special characters of a glob taken literally."""
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _reason(error: Exception) -> str:

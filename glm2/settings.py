@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from glm2.config import ModelConfig
 from glm2.errors import ConfigError
@@ -412,8 +412,3 @@ def _known_type(section: Section, default: str, *known: str) -> None:
     kind = section.take("type", str, default)
     if kind not in known:
         raise section.error("type", f"is {kind!r}", f"glm2 has {' and '.join(known)}")
-
-
-def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """Settings with the command line's options in place of the file's."""
-    return dataclasses.replace(settings, **changes)
