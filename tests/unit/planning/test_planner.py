@@ -130,7 +130,7 @@ def test_device_ips_that_nobody_knows() -> None:
         caught.value
     )
     assert "device_ips" in caught.value.hint
-    assert "preflight" in caught.value.hint
+    assert "glm2-orch facts" in caught.value.hint
 
 
 def test_one_server_runs_without_device_ips() -> None:
