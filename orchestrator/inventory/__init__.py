@@ -1,6 +1,11 @@
 """The servers a job runs on: inventory YAML -> Inventory (frozen)."""
 
-from orchestrator.inventory.devices import DevicesError, parse_devices, unfit_for_910
+from orchestrator.inventory.devices import (
+    FOURS_OF_910,
+    DevicesError,
+    parse_devices,
+    unfit_for_910,
+)
 from orchestrator.inventory.limit import limit
 from orchestrator.inventory.model import (
     DeviceIp,
@@ -14,6 +19,7 @@ from orchestrator.inventory.patterns import PatternError, expand
 from orchestrator.inventory.read import load_inventory, parse_inventory
 
 __all__ = [
+    "FOURS_OF_910",
     "DeviceIp",
     "DevicesError",
     "Host",

@@ -8,6 +8,7 @@ For valid JSON the value is that of ``json.loads``.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -73,10 +74,8 @@ class Reading:
 def read_json(text: str) -> Reading:
     """The value of a JSON ``text``, with every mistake that could be read past."""
     reading = Reading(text)
-    try:
+    with contextlib.suppress(_GiveUp):
         _Parser(reading, _tokens(reading)).document()
-    except _GiveUp:
-        pass
     reading.faults.sort(key=lambda fault: fault.at)
     return reading
 
@@ -109,7 +108,7 @@ _TOKEN = re.compile(
       | (?P<ellipsis>\.{2,}|…+)
       | (?P<word>[^\s{}\[\]:,"'\#/…“”‘’]+)
       | (?P<broken>["'“”‘’](?:[^"'“”‘’\n\\]|\\.)*["'“”‘’]?)
-      | (?P<other>.)
+      | (?P<other>[^ \t\r\n])
     )""",
     re.VERBOSE | re.DOTALL,
 )
@@ -138,7 +137,7 @@ def _tokens(reading: Reading) -> List[_Token]:
         elif kind in ("word", "ellipsis"):
             tokens.append(_Token(kind, value, start))
         else:
-            _note(reading, "syntax", f"{ascii(value)} cannot stand here", "delete it", start)
+            _note(reading, "syntax", f"{value!a} cannot stand here", "delete it", start)
     tokens.append(_Token("end", "", len(text.rstrip())))
     return tokens
 
@@ -305,7 +304,9 @@ class _Parser:
         if token.kind not in ("}", "]"):
             return False
         if any(outer.kind != opening.kind for outer in self.open[:-1]):
-            message = f"`{closer}` is missing before this; it closes `{opening.kind}` of line {line}"
+            message = (
+                f"`{closer}` is missing before this; it closes `{opening.kind}` of line {line}"
+            )
             self.note("bracket", message, f"add `{closer}`", token)
             return True
         self.next += 1
