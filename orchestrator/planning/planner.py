@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import List, Mapping, Optional, Sequence, Tuple
 
 from orchestrator.errors import Location, PlanError
 from orchestrator.inventory import Host, Inventory, unfit_for_910
 from orchestrator.job import Job
-from orchestrator.planning import ranktable
+from orchestrator.planning.cluster_table import cluster_table
 from orchestrator.planning.environment import (
     CLUSTER_VARIABLES,
     Place,
@@ -23,9 +22,9 @@ from orchestrator.planning.environment import (
 )
 from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.plan import HostPlan, Plan, PlannedFile, PlannedProcess
+from orchestrator.planning.ranktable import rank_order
 from orchestrator.planning.render import render
 from orchestrator.planning.topology import check_layout
-from orchestrator.problems import Problems, shown
 from orchestrator.worker_config import set_value
 from orchestrator.yaml_positions import dump
 
@@ -38,11 +37,11 @@ SCHEDULER = "scheduler"
 def plan(inventory: Inventory, job: Job, facts: Mapping[str, HostFacts]) -> Plan:
     """Everything that a launch of ``job`` on the hosts of ``inventory`` will do.
 
-    Ranks are numbered by ``ranktable.rank_order`` of the servers, then by device, whatever the
+    Ranks are numbered by ``rank_order`` of the servers, then by device, whatever the
     recipe. ``facts`` (by host name) may be empty where the inventory declares ``device_ips`` or
     the recipe needs none. Raises PlanError or RankTableError when the job cannot run so.
     """
-    hosts = ranktable.rank_order(inventory.hosts, lambda host: host.server_id)
+    hosts = rank_order(inventory.hosts, lambda host: host.server_id)
     world_size = sum(len(host.devices) for host in hosts)
     target = _one_target(hosts)
     _check_mode(job, world_size)
@@ -52,7 +51,7 @@ def plan(inventory: Inventory, job: Job, facts: Mapping[str, HostFacts]) -> Plan
     launch = _Launch(job, target, world_size, hosts, facts)
     table: Optional[str] = None
     if recipe == "ascend_ranktable":
-        table = _rank_table(hosts, facts).to_json()
+        table = cluster_table(hosts, facts).to_json()
     scheduler = None
     if recipe == "dynamic_cluster":
         scheduler = find_scheduler(job, hosts, facts, world_size)
@@ -109,57 +108,6 @@ def _check_mode(job: Job, world_size: int) -> None:
         )
     if job.mode == "predict" and job.predict_data is None and not job.worker_command:
         raise PlanError("predict has nothing to answer", hint="add --predict_data TEXT")
-
-
-def _rank_table(hosts: Sequence[Host], facts: Mapping[str, HostFacts]) -> ranktable.RankTable:
-    problems = Problems()
-    tables = []
-    for host in hosts:
-        ips = _device_ips(host, facts.get(host.name), len(hosts) > 1, problems)
-        tables.append((host, ips))
-    problems.raise_any(PlanError, "the device IPs of this cluster")
-    return ranktable.merge(
-        [ranktable.host_table(host.server_id, ips, origin=host.name) for host, ips in tables]
-    )
-
-
-def _device_ips(
-    host: Host, facts: Optional[HostFacts], needed: bool, problems: Problems
-) -> Mapping[int, Optional[str]]:
-    """IP of each device: what the inventory declares and the host reports must not differ."""
-    declared = dict(zip(host.devices, host.device_ips))
-    ips: dict[int, Optional[str]] = {}
-    unknown = []
-    for device in host.devices:
-        live = facts.device_ips.get(device) if facts else None
-        said = declared.get(device)
-        if said is not None and live is not None and not _same_ip(said, live):
-            problems.add(
-                f"{host.name}: device {device} has IP {shown(live)}, but the inventory declares "
-                f"{shown(said)}",
-                None,
-                "correct `device_ips` in the inventory, or the address of the NIC",
-            )
-        ips[device] = said or live
-        if ips[device] is None:
-            unknown.append(device)
-    if unknown and needed:
-        why = facts.device_ip_errors.get(unknown[0]) if facts else None
-        problems.add(
-            f"{host.name}: the IP of device {', '.join(map(str, unknown))} is not known"
-            + (f" ({shown(why)})" if why else ""),
-            None,
-            "declare `device_ips` in the inventory, or ask the hosts: "
-            "`glm2-orch facts --out FILE` and then --facts FILE",
-        )
-    return ips
-
-
-def _same_ip(a: str, b: str) -> bool:
-    try:
-        return ip_address(a) == ip_address(b)
-    except ValueError:
-        return a == b
 
 
 def _host_plan(

@@ -17,6 +17,9 @@ from orchestrator.problems import Problems, shown
 
 LONGEST_SERVER_ID = 64
 
+Extra = Tuple[Tuple[str, str], ...]
+"""Further keys and values of an object, such as ``host_ip``, kept from the file it came from."""
+
 _T = TypeVar("_T")
 
 
@@ -27,6 +30,7 @@ class Device:
     device_id: int
     device_ip: Optional[str]
     rank_id: int
+    extra: Extra = ()
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Server:
 
     server_id: str
     devices: Tuple[Device, ...]
+    extra: Extra = ()
     origin: str = field(default="", compare=False)
     """Where it comes from (a host or file name), for messages."""
 
@@ -83,7 +88,7 @@ def host_table(
         Device(device_id, device_ips[device_id], rank)
         for rank, device_id in enumerate(sorted(device_ips))
     )
-    table = RankTable((Server(server_id, devices, origin or server_id),))
+    table = RankTable((Server(server_id, devices, origin=origin or server_id),))
     problems = Problems()
     _check_server(table.servers[0], problems)
     problems.raise_any(RankTableError, f"the rank table of {origin or server_id}")
@@ -215,15 +220,20 @@ def _is_ip(text: str) -> bool:
 
 def _server_text(server: Server) -> str:
     devices = ",\n".join(f"                {_device_text(device)}" for device in server.devices)
+    extra = {"host_nic_ip": "reserve", **dict(server.extra)}
+    tail = ",\n".join(f"            {json.dumps(key)}: {json.dumps(extra[key])}" for key in extra)
     return (
         "        {\n"
         f'            "server_id": {json.dumps(server.server_id)},\n'
         f'            "device": [\n{devices}\n            ],\n'
-        '            "host_nic_ip": "reserve"\n'
+        f"{tail}\n"
         "        }"
     )
 
 
 def _device_text(device: Device) -> str:
-    ip = "" if device.device_ip is None else f'"device_ip": {json.dumps(device.device_ip)}, '
-    return f'{{"device_id": "{device.device_id}", {ip}"rank_id": "{device.rank_id}"}}'
+    pairs = [("device_id", str(device.device_id))]
+    if device.device_ip is not None:
+        pairs.append(("device_ip", device.device_ip))
+    pairs += [("rank_id", str(device.rank_id)), *device.extra]
+    return "{" + ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs) + "}"
