@@ -106,6 +106,7 @@ def start_endless_pair(workers: Workers, folder: Path) -> Tuple[Process, List[Pr
     scheduler, ranks = workers.start_pair(
         folder, *TRAINING, "--set", "runner_config.epochs=1000",
         "--set", "callbacks.1.save_checkpoint_steps=0",
+        "--set", "model.model_config.num_layers=1",
     )  # fmt: skip
     file = folder / "output/log/rank_1/metrics.jsonl"
     wait_until(
