@@ -58,6 +58,7 @@ def test_everything_arrives_once(
     stream = frames(host)
     host.do("start")
     received = stream.read()
+    host.wait_finished()
     assert received[-1] == {"t": "end"}
     files = assemble(received)
     assert files == on_disk(host)
@@ -83,7 +84,7 @@ def test_a_cut_stream_is_resumed_without_a_gap_or_a_double(
         offsets = "{" + ",".join(f'"{name}":{len(data)}' for name, data in files.items()) + "}"
         stream = frames(host, "--journal", str(end), "--offsets", offsets)
         received = stream.read(5)
-        os.kill(stream.process.pid, signal.SIGKILL)
+        stream.process.kill()
         assemble(received, files)
         for frame in received:
             if frame["t"] == "event":
@@ -95,6 +96,7 @@ def test_a_cut_stream_is_resumed_without_a_gap_or_a_double(
         *("--offsets", str({n: len(d) for n, d in files.items()}).replace("'", '"')),
     ).read()
     assemble(last, files)
+    host.wait_finished()
     assert files == on_disk(host)
     assert events == host.events()
 
