@@ -55,7 +55,7 @@ for command in (
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the command line and exit with a status of ``orchestrator/errors.py``."""
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     meta: dict[str, Any] = {}
     try:
         with cli.make_context("glm2-orch", list(sys.argv[1:] if argv is None else argv)) as ctx:
@@ -87,6 +87,8 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
             err=True,
         )
         status = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(status)
 
 
