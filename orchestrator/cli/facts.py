@@ -8,7 +8,7 @@ from typing import Any, Mapping, Optional
 
 import click
 
-from orchestrator.cli.output import console, output_option, print_json, say
+from orchestrator.cli.output import console, output_option, print_json, say, writing_to
 from orchestrator.cli.request import inventory_options
 
 
@@ -28,7 +28,8 @@ def facts(inventory_file: str, limit: Optional[str], out_file: Optional[str], ou
         raw = gather(inventory.hosts, transports, scheduler_port=8118, progress=progress)
     if out_file is not None:
         text = json.dumps({"schema": 1, "facts": raw}, indent=1, sort_keys=True)
-        Path(out_file).write_text(text + "\n", encoding="utf-8")
+        with writing_to(out_file):
+            Path(out_file).write_text(text + "\n", encoding="utf-8")
         say(f"wrote the facts of {len(raw)} hosts to {out_file}")
     if output == "json":
         print_json({"facts": raw})

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Optional, TypeVar
 
 import click
+
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +56,17 @@ def print_json(data: Mapping[str, Any]) -> None:
     """One JSON object with ``schema`` first; control characters cannot reach the terminal."""
     text = json.dumps({"schema": 1, **data}, indent=2, ensure_ascii=False, default=str)
     click.echo(text)
+
+
+@contextmanager
+def writing_to(target: str) -> Iterator[None]:
+    """Turns what the file system refuses into a UsageError that names ``target``."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {target}: {error.strerror}", hint="give a path that you can write"
+        ) from error
 
 
 def say(message: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from orchestrator.cli.output import console, output_option, say
+from orchestrator.cli.output import console, output_option, say, writing_to
 from orchestrator.cli.request import inventory_options, job_options
 from orchestrator.errors import UsageError
 
@@ -45,7 +45,8 @@ def plan(
     check_config(job)
     made = requests.plan_offline(inventory, job, facts_file)
     if out_dir is not None:
-        _write(made, Path(out_dir))
+        with writing_to(out_dir):
+            _write(made, Path(out_dir))
     print_plan(made, output)
 
 

@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import List, Mapping
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import HostNotReady, UsageError
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -108,16 +108,21 @@ class RunStore:
     def create(self, run_id: str) -> RunPaths:
         """Make the folder of a new run (0700); ``run_id`` is a checked one (``job.check_run_id``).
 
-        Raises UsageError when it is taken.
+        Raises UsageError when it is taken, HostNotReady when the folder cannot be written.
         """
         paths = RunPaths(self.root / run_id)
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             paths.dir.mkdir(mode=0o700)
         except FileExistsError:
             raise UsageError(
                 f"run {run_id} exists already", hint="choose another --run-id, or leave it out"
             ) from None
+        except OSError as error:
+            raise HostNotReady(
+                f"cannot keep the record of a run in {self.root}: {error.strerror}",
+                hint="set GLM2_ORCH_HOME to a folder that you can write",
+            ) from error
         return paths
 
     def names(self) -> List[str]:

@@ -126,3 +126,22 @@ def test_predictions_come_in_the_order_of_their_inputs(capsys):
     )
     print_results(RunState("r", RunStatus.SUCCEEDED, processes=ranks))
     assert capsys.readouterr().out == "one\ntwo\nthree\\x1b[2J\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["plan", "-i", "cluster12", "--out", "{file}/x", "finetune"], 2, "cannot write"),
+        (["launch", "-i", "local", "--worker-command", "true", "finetune"], 4, "GLM2_ORCH_HOME"),
+    ],
+)
+def test_a_folder_here_that_cannot_be_written(tmp_path, monkeypatch, capsys, words, status, said):
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("GLM2_ORCH_HOME", str(file / "home"))
+    with pytest.raises(SystemExit) as ended:
+        main([word.format(file=file) for word in words])
+    assert ended.value.code == status
+    talk = capsys.readouterr().err
+    assert said in talk
+    assert "internal error" not in talk
