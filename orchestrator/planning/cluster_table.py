@@ -11,6 +11,12 @@ from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.ranktable import RankTable, host_table, merge
 from orchestrator.problems import Problems, shown
 
+_ASKED = "see what `hccn_tool -i N -ip -g` says there, or declare `device_ips` in the inventory"
+_NOT_ASKED = (
+    "declare `device_ips` in the inventory, or ask the hosts: `glm2-orch facts --out FILE` and "
+    "then --facts FILE"
+)
+
 
 def cluster_table(
     hosts: Sequence[Host], facts: Mapping[str, HostFacts], *, need_ips: bool = False
@@ -55,8 +61,7 @@ def _device_ips(
             f"{host.name}: the IP of device {', '.join(map(str, unknown))} is not known"
             + (f" ({shown(why)})" if why else ""),
             None,
-            "declare `device_ips` in the inventory, or ask the hosts: "
-            "`glm2-orch facts --out FILE` and then --facts FILE",
+            _ASKED if facts else _NOT_ASKED,
         )
     return ips
 

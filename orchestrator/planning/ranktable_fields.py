@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import json
 import re
@@ -161,10 +162,16 @@ class Fields:
         for key, at in holder.keys.items():
             if key in known:
                 continue
-            close = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.8)
-            if close:
-                message = f"key {shown(key)} is not known; did you mean `{close[0]}`?"
+            close = _meant(key, known)
+            if close is not None:
+                message = f"key {shown(key)} is not known; did you mean `{close}`?"
                 self.findings.add("RT015", message, at)
+
+
+@functools.lru_cache(maxsize=256)  # a misspelt key tends to be so in thousands of devices
+def _meant(key: str, known: FrozenSet[str]) -> Optional[str]:
+    close = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.8)
+    return close[0] if close else None
 
 
 def _is_ip(text: str) -> bool:

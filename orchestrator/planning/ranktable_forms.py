@@ -220,6 +220,9 @@ def _instance(item: Value, table: TableFile, fields: Fields) -> Optional[ServerE
     if table.form == LAB and entry.devices:
         first = entry.devices[0]
         first.rank_id, first.rank_id_at = fields.number(instance, "rank_id", "RT050", True)
+        for other in entry.devices[1:]:
+            message = "this device has no `rank_id`: an instance states that of one device"
+            fields.findings.add("RT012", message, other.at)
     return entry
 
 

@@ -13,6 +13,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from orchestrator.inventory import FOURS_OF_910, Host
 from orchestrator.planning.facts import HostFacts
+from orchestrator.planning.json_positions import Reading
 from orchestrator.planning.ranktable import LONGEST_SERVER_ID, rank_order
 from orchestrator.planning.ranktable_drift import check_drift
 from orchestrator.planning.ranktable_fields import DeviceEntry
@@ -87,6 +88,14 @@ def check_table(
         findings=findings.placed(name, table.reading),
         table=table,
     )
+
+
+def unreadable(name: str, reason: str) -> CheckedTable:
+    """The check of a file that could not be read; ``reason`` is what the system said."""
+    findings = Findings()
+    findings.add("RT007", f"cannot be read: {reason}", 0)
+    table = TableFile(name, Reading(""))
+    return CheckedTable(name, "", 0, 0, findings.placed(name, table.reading), table)
 
 
 _PLACEHOLDER = re.compile(r"[xX*?]+([.:_-][xX*?]+)*|.*\*.*|<.*>|your.*|-(\.-)*")
@@ -313,14 +322,14 @@ def _check_super_pods(table: TableFile, findings: Findings) -> None:
     lost = [server for name, server in by_id.items() if name not in pod_of]
     for server in lost if table.super_pods else ():
         findings.add("RT081", f"server {server.name} is in no super pod", server.at)
-    previous, ended = "", set()
-    for server_id, server in by_id.items():
-        pod_id = pod_of.get(server_id, "")
-        if pod_id != previous:
-            if pod_id in ended:
-                findings.add("RT082", f"super pod {shown(pod_id)} goes on here", server.at)
-            ended.add(previous)
-            previous = pod_id
+    in_order = [(pod_of[name], server) for name, server in by_id.items() if name in pod_of]
+    ended: Set[str] = set()
+    for (before, _), (pod_id, server) in zip(in_order, in_order[1:]):
+        if pod_id == before:
+            continue
+        ended.add(before)
+        if pod_id in ended:
+            findings.add("RT082", f"super pod {shown(pod_id)} goes on here", server.at)
 
 
 def _check_super_device(

@@ -74,6 +74,13 @@ _ALL: Tuple[Rule, ...] = (
         "rename the file",
     ),
     Rule(
+        "RT007",
+        ERROR,
+        "The file exists and can be read",
+        "refuses the path: EI0004, `is not a valid real path`",
+        "correct the path, or copy the file there",
+    ),
+    Rule(
         "RT010",
         ERROR,
         "The form is known: a `version` of 1.0 or 1.2, or none with `group_list`",

@@ -129,8 +129,11 @@ def test_device_ips_that_nobody_knows() -> None:
     assert "n2: the IP of device 1, 2, 3, 4, 5, 6, 7 is not known ('no ip was preset')" in str(
         caught.value
     )
-    assert "device_ips" in caught.value.hint
-    assert "glm2-orch facts" in caught.value.hint
+    assert "hccn_tool" in caught.value.hint
+    with pytest.raises(PlanError) as caught:
+        plan(ascend("n[1-2]"), job(), {})
+    assert "device_ips" in caught.value.hint or "device_ips" in str(caught.value)
+    assert "glm2-orch facts" in str(caught.value) + caught.value.hint
 
 
 def test_one_server_runs_without_device_ips() -> None:

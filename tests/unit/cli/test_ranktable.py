@@ -1,0 +1,148 @@
+"""``glm2-orch ranktable``: options, files and exit statuses; a stand-in hccn_tool on the PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planning.ranktable import host_table
+
+PROGRAM = (
+    "from orchestrator.cli import main, ranktable; "
+    "main.cli.add_command(ranktable.ranktable); main.main()"
+)
+HCCN_TOOL = """#!/bin/sh
+echo "ipaddr:192.168.$2.7"
+echo "netmask:255.255.255.0"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "hccn_tool").write_text(HCCN_TOOL)
+    (tools / "hccn_tool").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", PROGRAM, "ranktable", *argv],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Three single-server tables in the current folder."""
+    for number in (9, 10, 2):
+        ips = {d: f"10.{d % 4}.{d // 4}.{number}" for d in range(8)}
+        text = host_table(f"10.0.0.{number}", ips).to_json()
+        (tmp_path / f"hccl_{number}.json").write_text(text)
+    return ["hccl_9.json", "hccl_10.json", "hccl_2.json"]
+
+
+def test_generate_on_this_host(run, tmp_path):
+    done = run("generate", "--device_num", "[0, 2]", "--server_ip", "10.0.0.1", "--out", "t.json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "t.json").read_text())
+    (server,) = table["server_list"]
+    assert server["server_id"] == "10.0.0.1"
+    assert server["device"] == [
+        {"device_id": "0", "device_ip": "192.168.0.7", "rank_id": "0"},
+        {"device_id": "1", "device_ip": "192.168.1.7", "rank_id": "1"},
+    ]
+    assert run("check", "t.json").returncode == 0
+
+
+def test_generate_for_visible_devices(run):
+    done = run("generate", "--device_num", "[0,2)", "--visible_devices", "4,6", "--server_ip", "h")
+    devices = json.loads(done.stdout)["server_list"][0]["device"]
+    assert [d["device_id"] for d in devices] == ["4", "6"]
+    done = run("generate", "--device_num", "[0,3)", "--visible_devices", "4,6", "--server_ip", "h")
+    assert done.returncode == 2
+    assert "--visible_devices lists 2" in done.stderr
+
+
+def test_generate_for_an_inventory(run, tmp_path):
+    (tmp_path / "inv.yaml").write_text(
+        "defaults: {connection: local, device_target: Ascend, devices: '[0,2)', workdir: /tmp}\n"
+        "hosts: {a: {server_id: '9'}}\n"
+    )
+    done = run("generate", "--inventory", "inv.yaml")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["server_list"][0]["server_id"] == "9"
+    assert run("generate", "--inventory", "inv.yaml", "--server_ip", "x").returncode == 2
+    (tmp_path / "t.json").write_text(done.stdout)
+    assert run("check", "t.json", "--against-hosts", "inv.yaml").returncode == 0
+    (tmp_path / "t.json").write_text(done.stdout.replace("192.168.1.7", "192.168.1.8"))
+    drifted = run("check", "t.json", "--against-hosts", "inv.yaml")
+    assert drifted.returncode == 3
+    assert "RT090" in drifted.stdout
+
+
+def test_generate_from_the_table_of_modelarts(run, tmp_path, tables):
+    group = run("convert", "hccl_9.json", "--to", "group_list").stdout
+    (tmp_path / "jobstart_hccl.json").write_text(group)
+    done = run("generate", "--jobstart", "jobstart_hccl.json")
+    assert done.stdout == (tmp_path / "hccl_9.json").read_text()
+
+
+def test_merge(run, tmp_path, tables):
+    done = run("merge", *tables, "--out", "hccl_all.json")
+    assert done.returncode == 0, done.stderr
+    assert "24 ranks on 3 servers" in done.stderr
+    merged = json.loads((tmp_path / "hccl_all.json").read_text())
+    order = [server["server_id"] for server in merged["server_list"]]
+    assert order == ["10.0.0.10", "10.0.0.2", "10.0.0.9"]
+    assert run("merge", *reversed(tables)).stdout == (tmp_path / "hccl_all.json").read_text()
+    again = run("merge", *tables, "hccl_all.json")
+    assert again.returncode == 3
+    assert "output of an earlier merge" in again.stderr
+    assert run("merge", *tables, "--out", tables[0]).returncode == 2
+
+
+def test_check(run, tmp_path, tables):
+    clean = run("check", *tables)
+    assert clean.returncode == 0
+    assert "3 files: clean" in clean.stderr
+    text = (tmp_path / "hccl_9.json").read_text().replace("completed", "initializing")
+    (tmp_path / "bad.json").write_text(text)
+    bad = run("check", "bad.json", "none.json", "-o", "json")
+    assert bad.returncode == 3
+    files = json.loads(bad.stdout)["files"]
+    assert [[f["code"] for f in file["findings"]] for file in files] == [["RT014"], ["RT007"]]
+    sarif = run("check", "bad.json", "-o", "sarif")
+    assert sarif.returncode == 3
+    assert json.loads(sarif.stdout)["version"] == "2.1.0"
+
+
+def test_warnings_alone_exit_0(run, tmp_path, tables):
+    text = (tmp_path / "hccl_9.json").read_text().replace('"10.0.0.9",\n', '"xx.xx.xx.xx",\n')
+    (tmp_path / "warn.json").write_text(text)
+    done = run("check", "warn.json")
+    assert done.returncode == 0
+    assert "1 file: 1 warning" in done.stderr
+
+
+def test_convert_refuses_what_it_cannot_say(run, tables):
+    done = run("convert", tables[0], "--to", "1.2")
+    assert done.returncode == 3
+    assert "lists no super pods" in done.stderr
+
+
+def test_rules_are_documented(run):
+    page = Path(__file__).parents[3] / "docs" / "rank-table-rules.md"
+    assert run("rules").stdout == page.read_text("utf-8")
