@@ -12,10 +12,6 @@ import pytest
 
 from orchestrator.planning.ranktable import host_table
 
-PROGRAM = (
-    "from orchestrator.cli import main, ranktable; "
-    "main.cli.add_command(ranktable.ranktable); main.main()"
-)
 HCCN_TOOL = """#!/bin/sh
 echo "ipaddr:192.168.$2.7"
 echo "netmask:255.255.255.0"
@@ -32,7 +28,7 @@ def run(tmp_path):
 
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", PROGRAM, "ranktable", *argv],
+            [sys.executable, "-m", "orchestrator.cli.main", "ranktable", *argv],
             cwd=tmp_path,
             env=env,
             capture_output=True,
