@@ -7,12 +7,18 @@ here: missing ranks and parameters, types, shapes, and layouts that do not fit t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from math import prod
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from orchestrator.checkpoints.geometry import blocks
 from orchestrator.checkpoints.layout import Box, Layout
+from orchestrator.checkpoints.reading import Piece
 from orchestrator.checkpoints.shards import ShardSet
-from orchestrator.checkpoints.tensor import Segment, StoredTensor
+from orchestrator.checkpoints.tensor import ITEM_SIZE, TEXT, StoredTensor
 from orchestrator.errors import CheckpointError
+
+BLOCK_BYTES = 1 << 20
+"""Bytes of a tensor that are held in memory at once where it cannot be copied piece by piece."""
 
 OPTIMIZER_PREFIXES = (
     "adam_m.",
@@ -30,14 +36,6 @@ OPTIMIZER_SCALARS = frozenset(("beta1_power", "beta2_power"))
 _ADAPTER_MARKS = ("lora_", "_lora", "lora.", "pet_delta", "p_tuning", "prefix_encoder")
 
 
-class Piece(NamedTuple):
-    """One rank's part of a tensor: which box of it, and where its bytes lie in that rank's file."""
-
-    rank: int
-    box: Box
-    segments: Tuple[Segment, ...]
-
-
 @dataclass(frozen=True)
 class WholeTensor:
     """A tensor put together. ``pieces`` are disjoint and fill it; ``replicas`` are further copies
@@ -52,14 +50,29 @@ class WholeTensor:
     layout: Optional[Layout]
     stage: int = 0
 
+    @property
+    def item_size(self) -> int:
+        """Bytes of an element; a text is one element."""
+        if self.dtype == TEXT:
+            return sum(segment.length for segment in self.pieces[0].segments)
+        return ITEM_SIZE[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        return self.item_size * prod(self.shape)
+
+    def blocks(self) -> Iterator[Box]:
+        """Boxes of at most a MiB, each contiguous, in C order."""
+        return blocks(self.shape, max(1, BLOCK_BYTES // max(1, self.item_size)))
+
 
 @dataclass(frozen=True)
 class Assembly:
-    """All tensors of a checkpoint. ``again`` are tensors that a later pipeline stage holds too,
-    under another cut; they must be equal to the ones of the same name in ``tensors``."""
+    """All tensors of a checkpoint. ``again`` are pairs: a tensor, and the same one as a later
+    pipeline stage holds it under another cut; the two must be equal."""
 
     tensors: Tuple[WholeTensor, ...]
-    again: Tuple[WholeTensor, ...] = ()
+    again: Tuple[Tuple[WholeTensor, WholeTensor], ...] = ()
     notes: Tuple[str, ...] = ()
 
 
@@ -73,7 +86,7 @@ def assemble_tensors(
     what was expected and what was found.
     """
     known: Dict[str, WholeTensor] = {}
-    again: List[WholeTensor] = []
+    again: List[Tuple[WholeTensor, WholeTensor]] = []
     strategy_names = frozenset(shards.strategy.names()) if shards.strategy else frozenset()
     for stage, (first, ranks) in enumerate(shards.stages()):
         layouts = shards.strategy.stages[stage] if shards.strategy else {}
@@ -89,7 +102,7 @@ def assemble_tensors(
                 known[name] = _with_more_replicas(shards, known[name], tensor)
             else:
                 _check_same_kind(shards, known[name], tensor)
-                again.append(tensor)
+                again.append((known[name], tensor))
     notes = _check_nothing_lost(shards, known)
     _check_moments(shards, known)
     wanted = [t for t in known.values() if include_optimizer or not is_optimizer_state(t.name)]

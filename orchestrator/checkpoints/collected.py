@@ -24,9 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from orchestrator.checkpoints.checksum import sha256_of
 from orchestrator.errors import Busy, CheckpointError
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,7 @@ class CollectedFolder:
         """The files of a complete step, if every one is still here unchanged; else None."""
         if step not in self._complete_steps():
             return None
-        try:
-            entries = self._manifest()["steps"][step]["files"]
-            files = tuple(CollectedFile(**entry) for entry in entries)
-        except (KeyError, TypeError):
-            return None
+        files = _entries(self._manifest()["steps"].get(step))
         return files if files and all(self._unchanged(file) for file in files) else None
 
     def install(
@@ -168,13 +163,24 @@ class CollectedFolder:
             self.marker.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        for chunk in iter(lambda: file.read(_CHUNK), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+def collected_files(root: Path) -> Dict[Path, CollectedFile]:
+    """The verified files that the manifest of a collected folder lists, by resolved path; none
+    where ``root`` is no such folder."""
+    folder = CollectedFolder(root)
+    steps = _read_json(folder.manifest).get("steps")
+    found: Dict[Path, CollectedFile] = {}
+    for step in steps.values() if isinstance(steps, dict) else ():
+        for file in _entries(step):
+            found[folder.path(file).resolve()] = file
+    return found
+
+
+def _entries(step: object) -> Tuple[CollectedFile, ...]:
+    """The files of a step in the manifest; none where the entry makes no sense."""
+    try:
+        return tuple(CollectedFile(**entry) for entry in step["files"])  # type: ignore[index]
+    except (KeyError, TypeError):
+        return ()
 
 
 def _read_json(path: Path) -> Dict[str, Any]:

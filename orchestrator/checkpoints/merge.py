@@ -1,33 +1,31 @@
-"""Merge the shards of a distributed checkpoint into one file, at the speed of a copy.
+"""Merge the shards of a distributed checkpoint, or cut them anew, at the speed of a copy.
 
 Way of the data: list and choose the files of one step (``catalogue``), index them (``shards``),
-put every tensor together on paper (``assemble``), lay out the new file, then move the bytes
-(``transfer``). Nothing is written before everything that can be checked without reading content
-has been checked; what is written appears under its name only when it is complete.
+put every tensor together on paper (``assemble``), check it (``checks``), lay out the new files,
+then move the bytes (``output``, ``transfer``). Nothing is written before everything that can be
+checked without reading content has been checked; what is written appears under its name only when
+it is complete.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from orchestrator.checkpoints.assemble import Assembly, WholeTensor, assemble_tensors
+from orchestrator.checkpoints.assemble import WholeTensor
 from orchestrator.checkpoints.catalogue import FORMATS
+from orchestrator.checkpoints.checkpoint import Checkpoint, Reading, open_checkpoint
+from orchestrator.checkpoints.checksum import sha256_of
 from orchestrator.checkpoints.geometry import whole
-from orchestrator.checkpoints.mindspore_ckpt import ckpt_layout
-from orchestrator.checkpoints.safetensors_file import safetensors_layout
-from orchestrator.checkpoints.shards import ShardSet, open_shards
-from orchestrator.checkpoints.strategy import load_strategy
-from orchestrator.checkpoints.tensor import TEXT, FileLayout, NewTensor, tensor_bytes
-from orchestrator.checkpoints.transfer import Move, Place, Progress, item_size, transfer, write
-from orchestrator.errors import Busy, CheckpointError
+from orchestrator.checkpoints.newfile import write_small
+from orchestrator.checkpoints.output import OutputFile, write_files
+from orchestrator.checkpoints.strategy import save_strategy
+from orchestrator.checkpoints.target import Target, cut_for_target, target_strategy
+from orchestrator.checkpoints.workers import Progress, no_progress
+from orchestrator.errors import CheckpointError
 
 DEFAULT_PREFIX = "checkpoint_"
 """Prefix of merged files, as in MindFormers' transform_ckpt.py."""
@@ -35,9 +33,11 @@ DEFAULT_PREFIX = "checkpoint_"
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did. ``nbytes`` is the size of the new file."""
+    """What was written. ``output`` is the merged file, the index of its parts where it was cut by
+    size, or the folder of the ranks; ``nbytes`` the size of all ``files`` together."""
 
     output: Path
+    files: Tuple[Path, ...]
     manifest: Path
     step: str
     ranks: Tuple[int, ...]
@@ -56,159 +56,186 @@ def merge(
     prefix: str = DEFAULT_PREFIX,
     include_optimizer: bool = True,
     redundancy_removed: bool = False,
-    progress: Progress = lambda done, total: None,
+    trust_replicas: bool = False,
+    target: Optional[Target] = None,
+    lora_alpha: Optional[float] = None,
+    lora_base: Optional[Path] = None,
+    max_shard_bytes: Optional[int] = None,
+    crc: bool = False,
+    verify: bool = False,
+    progress: Progress = no_progress,
 ) -> MergeReport:
-    """Merge the shards in ``src_dir/rank_N`` into one file.
+    """Merge the shards in ``src_dir/rank_N`` into one file, or cut them for another layout.
 
     ``strategy`` is a strategy file or the folder of them; None means plain data parallelism,
     where every rank holds everything. ``dst`` is a folder, in which ``rank_0/{prefix}0.{fmt}``
     is written as MindSpore's tools do, or a file name ending in ``.ckpt`` or ``.safetensors``.
-    ``step`` None is the last complete one. ``progress(done, total)`` counts bytes.
+    ``step`` None is the last complete one; see ``checkpoint.Reading`` for it and what follows.
+
+    ``target`` (a strategy file, or a layout such as ``dp2,mp4``) writes ``rank_N/{prefix}N.{fmt}``
+    for each of its ranks instead. ``max_shard_bytes`` cuts a merged file into several between
+    parameters, with an index. ``crc`` writes MindSpore's checksum; ``verify`` reads all back from
+    the disk. ``progress(done, total)`` counts bytes.
 
     Raises CheckpointError when the set is incomplete, corrupt or inconsistent, and Busy when
     another process is writing the same file.
     """
-    output = _output_path(dst, prefix, fmt)
-    layouts = load_strategy(strategy) if strategy is not None else None
-    shards = open_shards(src_dir, layouts, step="latest" if step is None else str(step))
-    assembly = assemble_tensors(
-        shards, include_optimizer=include_optimizer, redundancy_removed=redundancy_removed
+    reading = Reading(
+        step="latest" if step is None else str(step),
+        include_optimizer=include_optimizer,
+        redundancy_removed=redundancy_removed,
+        trust_replicas=trust_replicas,
+        lora_alpha=lora_alpha,
+        lora_base=lora_base,
     )
-    if not assembly.tensors:
-        raise CheckpointError(f"{src_dir}: no parameter is left to merge")
-    layout = _layout(assembly, output.suffix.lstrip("."))
-    moves = [_move(tensor, layout) for tensor in assembly.tensors]
-    with new_file(output, layout.size) as descriptor:
-        for offset, data in layout.fixed:
-            write(descriptor, memoryview(data), offset)
-        total = sum(move.work for move in moves)
-        transfer(moves, shards.files, [descriptor], total=total, progress=progress)
-    notes = (*shards.selection.notes, *assembly.notes)
-    manifest = _write_manifest(output, shards, assembly, notes)
+    name = _Name(dst, prefix, fmt)
+    checkpoint = open_checkpoint(src_dir, strategy, reading)
+    texts = checkpoint.texts() if name.fmt == "safetensors" else {}
+    notes = checkpoint.notes
+    if target is not None:
+        layouts = target_strategy(target, checkpoint.tensors)
+        cut, dropped = cut_for_target(checkpoint.tensors, layouts)
+        outputs = [OutputFile(name.of_rank(r), parts, texts, crc) for r, parts in cut.items()]
+        output, notes = dst, (*notes, *dropped)
+    else:
+        outputs = _merged(name, checkpoint.tensors, texts, crc, max_shard_bytes)
+        output = outputs[0].path if len(outputs) == 1 else name.index
+    manifest = name.manifest(output)
+    manifest.unlink(missing_ok=True)  # it must never describe other files than those beside it
+    write_files(
+        outputs,
+        checkpoint.assembly,
+        checkpoint.files,
+        adapters=checkpoint.adapters,
+        verified=verify,
+        progress=progress,
+    )
+    if target is not None:
+        save_strategy(layouts, dst / "strategy")
+    elif len(outputs) > 1:
+        _write_index(name, outputs)
+    _write_manifest(manifest, checkpoint, outputs, notes, with_digests=verify)
     return MergeReport(
         output,
+        tuple(o.path for o in outputs),
         manifest,
-        str(shards.selection.step or ""),
-        tuple(shards.files),
-        len(assembly.tensors),
-        layout.size,
+        str(checkpoint.shards.selection.step or ""),
+        tuple(checkpoint.shards.files),
+        len(checkpoint.tensors),
+        sum(o.path.stat().st_size for o in outputs),
         notes,
     )
 
 
-@contextmanager
-def new_file(path: Path, size: int) -> Iterator[int]:
-    """A descriptor of a file of ``size`` bytes that appears as ``path`` when the block ends well,
-    durable on the disk, and not at all otherwise.
+class _Name:
+    """Names of the new files."""
 
-    Raises CheckpointError when the disk has no room or the folder cannot be written, Busy when
-    another process is writing the same file.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {part}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"another process is writing {path}") from error
-        try:
-            _reserve(descriptor, path, size)
-            yield descriptor
-            os.fsync(descriptor)
-            os.rename(part, path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    finally:
-        os.close(descriptor)
+    def __init__(self, dst: Path, prefix: str, fmt: str) -> None:
+        self._dst = dst
+        self._prefix = prefix
+        self._one_file = dst.suffix.lstrip(".") in FORMATS
+        self.fmt = dst.suffix.lstrip(".") if self._one_file else fmt
+        if self.fmt not in FORMATS:
+            raise CheckpointError(f"no format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
+        if not prefix or "/" in prefix or not prefix.isprintable() or prefix.startswith("."):
+            raise CheckpointError(f"{prefix!r} is no prefix of a file name")
+
+    @property
+    def merged(self) -> Path:
+        return self._dst if self._one_file else self.of_rank(0)
+
+    @property
+    def index(self) -> Path:
+        return self.merged.with_name(f"{self.merged.name}.index.json")
+
+    def of_rank(self, rank: int) -> Path:
+        if self._one_file:
+            raise CheckpointError(
+                f"{self._dst} is a file name, but each rank needs a file", hint="name a folder"
+            )
+        return self._dst / f"rank_{rank}" / f"{self._prefix}{rank}.{self.fmt}"
+
+    def part(self, number: int, count: int) -> Path:
+        stem = f"{self.merged.stem}-{number:05d}-of-{count:05d}"
+        return self.merged.with_name(f"{stem}.{self.fmt}")
+
+    def manifest(self, output: Path) -> Path:
+        if output == self._dst and not self._one_file:
+            return self._dst / f"{self._prefix}manifest.json"
+        return self.merged.with_name(f"{self.merged.name}.manifest.json")
 
 
-def _reserve(descriptor: int, path: Path, size: int) -> None:
-    os.ftruncate(descriptor, 0)
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise CheckpointError(
-            f"{path.parent} has {free} bytes free, the merged file needs {size}",
-            hint="free some space, or write to another disk",
+def _merged(
+    name: _Name,
+    tensors: Sequence[WholeTensor],
+    texts: Mapping[str, str],
+    crc: bool,
+    most: Optional[int],
+) -> List[OutputFile]:
+    groups: List[List[WholeTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if most is not None and groups[-1] and filled + tensor.nbytes > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return [
+        OutputFile(
+            name.merged if len(groups) == 1 else name.part(number, len(groups)),
+            tuple((tensor, whole(tensor.shape)) for tensor in group),
+            texts if number == 1 else {},
+            crc,
         )
-    if not size:
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot reserve {size} bytes for {path}: {error.strerror}"
-        ) from error
+        for number, group in enumerate(groups, 1)
+    ]
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _output_path(dst: Path, prefix: str, fmt: str) -> Path:
-    if dst.suffix.lstrip(".") in FORMATS:
-        return dst
-    if fmt not in FORMATS:
-        raise CheckpointError(f"no format {fmt!r}", hint=f"one of {', '.join(FORMATS)}")
-    if not prefix or "/" in prefix or not prefix.isprintable():
-        raise CheckpointError(f"{prefix!r} is no prefix of a file name")
-    return dst / "rank_0" / f"{prefix}0.{fmt}"
-
-
-def _layout(assembly: Assembly, fmt: str) -> FileLayout:
-    if fmt == "ckpt":
-        return ckpt_layout([_new(tensor) for tensor in assembly.tensors])
-    tensors = [_new(tensor) for tensor in assembly.tensors if tensor.dtype != TEXT]
-    return safetensors_layout(tensors, {"format": "ms"})
-
-
-def _new(tensor: WholeTensor) -> NewTensor:
-    if tensor.dtype == TEXT:
-        nbytes = sum(segment.length for segment in tensor.pieces[0].segments)
-    else:
-        nbytes = tensor_bytes(tensor.dtype, tensor.shape)
-    return NewTensor(tensor.name, tensor.dtype, tensor.shape, nbytes)
-
-
-def _move(tensor: WholeTensor, layout: FileLayout) -> Move:
-    places: List[Place] = []
-    if tensor.name in layout.segments:
-        places.append(Place(0, whole(tensor.shape), layout.segments[tensor.name]))
-    size = item_size(tensor.dtype, _new(tensor).nbytes)
-    return Move(tensor.name, size, tensor.shape, tensor.pieces, tuple(places), tensor.replicas)
+def _write_index(name: _Name, outputs: Sequence[OutputFile]) -> None:
+    """Which file holds which parameter, in the form of Hugging Face's tools; MindSpore's
+    load_distributed_checkpoint reads the same under a name of its own."""
+    document = {
+        "metadata": {"total_size": sum(t.nbytes for o in outputs for t, _ in o.parts)},
+        "weight_map": {t.name: output.path.name for output in outputs for t, _ in output.parts},
+    }
+    data = json.dumps(document, indent=1).encode()
+    if name.fmt == "safetensors":
+        write_small(name.index.with_name("param_name_map.json"), data)
+    write_small(name.index, data)
 
 
 def _write_manifest(
-    output: Path, shards: ShardSet, assembly: Assembly, notes: Sequence[str]
-) -> Path:
-    chosen = shards.selection.files
+    path: Path,
+    checkpoint: Checkpoint,
+    outputs: Sequence[OutputFile],
+    notes: Sequence[str],
+    *,
+    with_digests: bool,
+) -> None:
+    shards = checkpoint.shards
     sources: List[Mapping[str, object]] = [
-        {"rank": rank, "file": chosen[rank].path, "size": index.size, "sha256": chosen[rank].sha256}
-        for rank, index in shards.files.items()
+        {"rank": rank, "file": file.path, "size": shards.files[rank].size, "sha256": file.sha256}
+        for rank, file in shards.selection.files.items()
+    ]
+    written = [
+        {
+            "file": str(output.path.relative_to(path.parent)),
+            "size": output.path.stat().st_size,
+            "sha256": sha256_of(output.path) if with_digests else "",
+        }
+        for output in outputs
     ]
     document: Dict[str, object] = {
         "schema": 1,
         "tool": f"glm2-orch {version('glm2-orch')}",
-        "output": output.name,
-        "size": output.stat().st_size,
         "step": str(shards.selection.step or ""),
         "world_size": len(shards.ranks),
-        "tensors": len(assembly.tensors),
+        "tensors": len(checkpoint.tensors),
+        "files": written,
+        "verified": with_digests,
         "strategy": list(shards.strategy.sources) if shards.strategy else [],
         "sources": sources,
+        "lora": sorted(checkpoint.adapters),
         "notes": list(notes),
     }
-    manifest = output.with_name(f"{output.name}.manifest.json")
-    data = json.dumps(document, indent=1).encode()
-    with new_file(manifest, len(data)) as descriptor:
-        write(descriptor, memoryview(data), 0)
-    return manifest
+    write_small(path, json.dumps(document, indent=1).encode())

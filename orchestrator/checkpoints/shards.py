@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -14,6 +14,8 @@ from orchestrator.checkpoints.catalogue import (
     rank_of_folder,
     select,
 )
+from orchestrator.checkpoints.checksum import sha256_of
+from orchestrator.checkpoints.collected import collected_files
 from orchestrator.checkpoints.mindspore_ckpt import index_ckpt
 from orchestrator.checkpoints.safetensors_file import index_safetensors
 from orchestrator.checkpoints.strategy import Strategy
@@ -49,6 +51,7 @@ def open_shards(source: Path, strategy: Optional[Strategy], *, step: str = "late
         listing = list_folder(source)
     ranks = check_world((file.rank for file in listing), strategy, str(source))
     selection = select(listing, ranks=ranks, strategy=strategy, step=step)
+    selection = replace(selection, files=_with_digests(source, selection.files))
     shared = Interned()
     files = {rank: index_file(Path(file.path), shared) for rank, file in selection.files.items()}
     return ShardSet(ranks, files, selection, strategy)
@@ -73,6 +76,27 @@ def list_folder(source: Path) -> List[CheckpointFile]:
             f"{source} has no checkpoint in folders rank_N",
             hint="give the folder output/checkpoint of the run",
         )
+    return found
+
+
+def _with_digests(source: Path, files: Mapping[int, CheckpointFile]) -> Dict[int, CheckpointFile]:
+    """Add the SHA-256 that each file had when it was collected, if it was; raise CheckpointError
+    for a file that has been changed since."""
+    known = collected_files(source.parent) if source.name == "checkpoint" else {}
+    found: Dict[int, CheckpointFile] = {}
+    for rank, file in files.items():
+        path = Path(file.path)
+        entry = known.get(path.resolve())
+        if entry is not None:
+            file = replace(file, sha256=entry.sha256)
+            changed = path.stat().st_mtime_ns != entry.mtime_ns or path.stat().st_size != entry.size
+            if changed and sha256_of(path) != entry.sha256:
+                raise CheckpointError(
+                    f"rank {rank}, {path}: expected SHA-256 {entry.sha256} as collected, found "
+                    "other content",
+                    hint="the file is damaged; collect it again",
+                )
+        found[rank] = file
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from orchestrator.checkpoints.layout import Layout
+from orchestrator.checkpoints.newfile import write_small
 from orchestrator.checkpoints.wire import (
     Value,
     WireError,
@@ -160,6 +161,13 @@ def strategy_bytes(strategy: Strategy, stage: Optional[int] = None) -> bytes:
             item = bytes_field(1, label.encode()) + bytes_field(2, _layout_bytes(layout))
             out.append(bytes_field(3, item))
     return b"".join(out)
+
+
+def save_strategy(strategy: Strategy, folder: Path) -> None:
+    """Write ``ckpt_strategy_rank_N.ckpt`` of every rank, as a training run does."""
+    for rank in range(strategy.world_size):
+        data = strategy_bytes(strategy, strategy.stage_of(rank))
+        write_small(folder / f"ckpt_strategy_rank_{rank}.ckpt", data)
 
 
 def _strategy_files(path: Path) -> List[Path]:

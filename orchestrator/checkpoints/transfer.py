@@ -1,19 +1,16 @@
 """Move the bytes of whole tensors from shards into new files: one pass, bounded memory.
 
-The work is a run of steps, made lazily and in the order of the new file. A box that is contiguous
-on both sides is copied from file to file; a tensor cut along an inner axis is put together in
-blocks of a few MiB, each read from, and written to, contiguous runs.
+The work is a run of steps, made lazily and in the order of the new file, and shared by a few
+threads. A box that is contiguous on both sides is copied from file to file; a tensor cut along an
+inner axis is put together in blocks, each read from, and written to, contiguous runs.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
-from math import prod
+from functools import cached_property, lru_cache
 from typing import (
-    Callable,
+    TYPE_CHECKING,
     Dict,
     Iterable,
     Iterator,
@@ -26,38 +23,30 @@ from typing import (
     Union,
 )
 
-import numpy as np
-from numpy.typing import NDArray
-
-from orchestrator.checkpoints.assemble import Piece
+from orchestrator.checkpoints.assemble import WholeTensor
+from orchestrator.checkpoints.checksum import check_file
 from orchestrator.checkpoints.geometry import (
-    blocks,
     elements,
-    extent,
     intersect,
     offset_in,
     run_length,
     runs,
     spans,
-    within,
 )
 from orchestrator.checkpoints.layout import Box
-from orchestrator.checkpoints.tensor import ITEM_SIZE, TEXT, FileIndex, Segment
+from orchestrator.checkpoints.lora import Adapter
+from orchestrator.checkpoints.newfile import write
+from orchestrator.checkpoints.reading import Piece, ShardReader
+from orchestrator.checkpoints.tensor import FileIndex, Segment
+from orchestrator.checkpoints.workers import Progress, no_progress, share
 from orchestrator.errors import CheckpointError
 
-Progress = Callable[[int, int], None]
-"""Called with bytes written and bytes in all, one call at a time, from any thread."""
+if TYPE_CHECKING:
+    from orchestrator.checkpoints.gather import Gatherer
 
-Bytes = NDArray[np.uint8]
-
-BLOCK_BYTES = 4 << 20
-"""Memory for one block of a tensor that is put together in memory."""
-
-_COPY_BYTES = 4 << 20  # one step of a plain copy
-_CHUNK = 256 << 10  # stays in the cache between reading and writing
+_STEP_BYTES = 4 << 20  # one step of a plain copy
+_CHUNK = 256 << 10  # stays in the processor's cache between reading and writing
 _LONG_RUN = 64 << 10  # shorter runs are gathered in memory
-_OPEN_FILES = 64
-_THREADS = 2
 
 
 class Place(NamedTuple):
@@ -70,21 +59,19 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Move:
-    """One tensor on its way: ``pieces`` fill it, each of ``places`` receives its box;
-    ``replicas`` must equal the piece with their box."""
+    """One tensor on its way: each of ``places`` receives its box of it; ``adapter``, if there is
+    one, is added. Replicas of its pieces are compared with them."""
 
-    name: str
-    item_size: int
-    shape: Tuple[int, ...]
-    pieces: Tuple[Piece, ...]
+    tensor: WholeTensor
     places: Tuple[Place, ...]
-    replicas: Tuple[Piece, ...] = ()
+    adapter: Optional[Adapter] = None
 
     @property
     def work(self) -> int:
         """Bytes to write and to compare."""
-        boxes = [place.box for place in self.places] + [replica.box for replica in self.replicas]
-        return sum(elements(box) for box in boxes) * self.item_size
+        boxes = [place.box for place in self.places]
+        boxes += [replica.box for replica in self.tensor.replicas]
+        return sum(elements(box) for box in boxes) * self.tensor.item_size
 
 
 class Copy(NamedTuple):
@@ -114,159 +101,56 @@ class Compare(NamedTuple):
     length: int
 
 
-Step = Union[Copy, Gather, Compare]
+class Same(NamedTuple):
+    """Step: check that two tensors, differently cut, are equal in one block."""
+
+    one: WholeTensor
+    other: WholeTensor
+    block: Box
 
 
-def item_size(dtype: str, nbytes: int) -> int:
-    """Bytes of an element; a text is one element."""
-    return nbytes if dtype == TEXT else ITEM_SIZE[dtype]
+class Check(NamedTuple):
+    """Step: compute the checksum of a rank's file and compare it with the one it carries."""
+
+    rank: int
 
 
-def steps(moves: Iterable[Move]) -> Iterator[Step]:
-    """The work for ``moves``, in order, each tensor copied first and then compared. Pure."""
+Step = Union[Copy, Gather, Compare, Same, Check]
+
+
+def steps(
+    moves: Iterable[Move],
+    *,
+    same: Iterable[Tuple[WholeTensor, WholeTensor]] = (),
+    check: Iterable[int] = (),
+) -> Iterator[Step]:
+    """The work: first the checksums of the ranks in ``check``, then ``moves`` in order, each
+    tensor copied and then compared with its replicas, then the pairs that must be the ``same``.
+    Pure."""
+    for rank in check:
+        yield Check(rank)
     for move in moves:
         yield from _copying(move)
-        yield from _comparing(move)
+        yield from _comparing(move.tensor)
+    for one, other in same:
+        for block in one.blocks():
+            yield Same(one, other, block)
 
 
 def transfer(
-    moves: Iterable[Move],
+    work: Iterator[Step],
     sources: Mapping[int, FileIndex],
     outputs: Sequence[int],
     *,
     total: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> None:
     """Do all steps. ``sources`` are the indexed files by rank, ``outputs`` open descriptors.
 
-    Raises CheckpointError when a source has changed since it was indexed, or a write fails for
-    want of space.
+    Raises CheckpointError when a source has changed since it was indexed, a checksum is wrong, or
+    a replica differs; OSError when writing fails.
     """
-    work = steps(moves)
-    lock = threading.Lock()
-    failures: List[BaseException] = []
-    done = 0
-
-    def take() -> Optional[Step]:
-        with lock:
-            return None if failures else next(work, None)
-
-    def count(length: int) -> None:
-        nonlocal done
-        with lock:
-            done += length
-            progress(done, total)
-
-    def run() -> None:
-        worker = _Worker(sources, outputs)
-        try:
-            while (step := take()) is not None:
-                count(worker.do(step))
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            failures.append(error)
-        finally:
-            worker.close()
-
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(_THREADS - 1)]
-    for helper in helpers:
-        helper.start()
-    run()
-    for helper in helpers:
-        helper.join()
-    if failures:
-        raise failures[0]
-
-
-class ShardReader:
-    """Reads byte ranges of the ranks' files; keeps a bounded number of them open."""
-
-    def __init__(self, files: Mapping[int, FileIndex]) -> None:
-        self._files = files
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def descriptor(self, rank: int) -> int:
-        if rank in self._open:
-            self._open.move_to_end(rank)
-            return self._open[rank]
-        file = self._files[rank]
-        try:
-            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(
-                f"rank {rank}: cannot open {file.path}: {error.strerror}"
-            ) from error
-        self._open[rank] = descriptor
-        if os.fstat(descriptor).st_size != file.size:
-            raise self._changed(rank)
-        if len(self._open) > _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        return descriptor
-
-    def read(self, rank: int, offset: int, into: memoryview) -> None:
-        """Fill ``into`` from the file of ``rank``."""
-        descriptor = self.descriptor(rank)
-        while into:
-            got = os.preadv(descriptor, [into], offset)
-            if not got:
-                raise self._changed(rank)
-            into = into[got:]
-            offset += got
-
-    def read_piece(self, piece: Piece, start: int, into: memoryview) -> None:
-        """Fill ``into`` from byte ``start`` of a piece's content."""
-        at = 0
-        for offset, length in spans(piece.segments, start, len(into)):
-            self.read(piece.rank, offset, into[at : at + length])
-            at += length
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _changed(self, rank: int) -> CheckpointError:
-        return CheckpointError(
-            f"rank {rank}, {self._files[rank].path}: changed while it was being read",
-            hint="wait until the training has finished saving, then merge again",
-        )
-
-
-def gather(
-    reader: ShardReader, pieces: Sequence[Piece], block: Box, item: int, out: Bytes, scratch: Bytes
-) -> Bytes:
-    """Put a contiguous block of a tensor together in ``out``; return it, one byte per element of
-    the last axis (elements are ``item`` bytes). ``scratch`` is as long as ``out``."""
-    unit = next(size for size in (8, 4, 2, 1) if item % size == 0)
-    last = item // unit
-    shape = (*extent(block), last)
-    target = out[: prod(shape) * unit].view(f"u{unit}").reshape(shape)
-    for piece in pieces:
-        common = intersect(piece.box, block)
-        if common is None:
-            continue
-        start = offset_in(common, piece.box) * item
-        length = elements(common) * item
-        if run_length(common, block) == elements(common):
-            at = offset_in(common, block) * item
-            reader.read_piece(piece, start, out.data[at : at + length])
-            continue
-        reader.read_piece(piece, start, scratch.data[:length])
-        part = scratch[:length].view(f"u{unit}").reshape((*extent(common), last))
-        target[within(common, block)] = part
-    return out[: prod(shape) * unit]
-
-
-def write(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``; CheckpointError where it does not fit on the disk."""
-    while data:
-        try:
-            put = os.pwrite(descriptor, data, offset)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write the merged file: {error.strerror}",
-                hint="free some space, or write to another disk",
-            ) from error
-        data = data[put:]
-        offset += put
+    share(work, lambda: _Worker(sources, outputs), total=total, progress=progress)
 
 
 class _Worker:
@@ -274,41 +158,47 @@ class _Worker:
 
     def __init__(self, sources: Mapping[int, FileIndex], outputs: Sequence[int]) -> None:
         self._sources = sources
-        self._reader = ShardReader(sources)
         self._outputs = outputs
-        self._chunk = memoryview(bytearray(_CHUNK))
-        self._blocks: Dict[str, Bytes] = {}
+        self._reader = ShardReader(sources)
+        self._chunk = bytearray(_CHUNK)
+        self._other = bytearray(_CHUNK)
 
     def do(self, step: Step) -> int:
-        """Do a step; return the bytes written and compared."""
+        """Do a step; return the bytes written, compared or checked."""
         if isinstance(step, Copy):
             return self._copy(step)
         if isinstance(step, Gather):
             return self._gather(step)
-        return self._compare(step)
+        if isinstance(step, Compare):
+            return self._compare(step)
+        if isinstance(step, Same):
+            return self._same(step)
+        check_file(self._sources[step.rank], self._reader.where(step.rank))
+        return self._sources[step.rank].size
 
     def close(self) -> None:
         self._reader.close()
 
     def _copy(self, step: Copy) -> int:
+        chunk = memoryview(self._chunk)
         for at in range(0, step.length, _CHUNK):
-            part = self._chunk[: min(_CHUNK, step.length - at)]
+            part = chunk[: min(_CHUNK, step.length - at)]
             self._reader.read(step.rank, step.source + at, part)
             write(self._outputs[step.output], part, step.target + at)
         return step.length
 
     def _gather(self, step: Gather) -> int:
-        move, item = step.move, step.move.item_size
-        size = elements(step.block) * item
-        out, scratch = self._buffer("block", size), self._buffer("scratch", size)
-        data = gather(self._reader, move.pieces, step.block, item, out, scratch)
+        # Imported where needed: a set that is cut along first axes does without numpy.
+        from orchestrator.checkpoints.gather import part_of
+
+        item = step.move.tensor.item_size
+        data = self._gatherer.block(step.move.tensor, step.block, step.move.adapter)
         written = 0
-        array = data.reshape((*extent(step.block), item))
-        for place in move.places:
+        for place in step.move.places:
             common = intersect(place.box, step.block)
             if common is None:
                 continue
-            part = np.ascontiguousarray(array[within(common, step.block)]).reshape(-1).data
+            part = part_of(data, step.block, common, item)
             at, start = 0, offset_in(common, place.box) * item
             for offset, length in spans(place.segments, start, len(part)):
                 write(self._outputs[place.output], part[at : at + length], offset)
@@ -317,75 +207,93 @@ class _Worker:
         return written
 
     def _compare(self, step: Compare) -> int:
-        size = min(_CHUNK, step.length)
-        one, other = self._buffer("one", size), self._buffer("other", size)
-        for at in range(step.start, step.start + step.length, size):
-            length = min(size, step.start + step.length - at)
-            self._reader.read_piece(step.piece, at, one.data[:length])
+        for at in range(step.start, step.start + step.length, _CHUNK):
+            length = min(_CHUNK, step.start + step.length - at)
+            self._reader.read_piece(step.piece, at, memoryview(self._chunk)[:length])
             for replica in step.replicas:
-                self._reader.read_piece(replica, at, other.data[:length])
-                if not np.array_equal(one[:length], other[:length]):
-                    raise self._differs(step, replica, at)
+                self._reader.read_piece(replica, at, memoryview(self._other)[:length])
+                if self._chunk[:length] != self._other[:length]:
+                    raise self._differs(step.name, step.piece.rank, replica.rank)
         return step.length * len(step.replicas)
 
-    def _differs(self, step: Compare, replica: Piece, near: int) -> CheckpointError:
+    def _same(self, step: Same) -> int:
+        one = self._gatherer.block(step.one, step.block).tobytes()
+        other = self._gatherer.block(step.other, step.block).tobytes()
+        if one != other:
+            raise self._differs(step.one.name, step.one.pieces[0].rank, step.other.pieces[0].rank)
+        return len(one)
+
+    def _differs(self, name: str, rank: int, other: int) -> CheckpointError:
         return CheckpointError(
-            f"rank {replica.rank}, {self._sources[replica.rank].path}: parameter {step.name}: "
-            f"expected the same bytes as in rank {step.piece.rank}, found others "
-            f"(near byte {near} of its content)",
+            f"{self._reader.where(other)}: parameter {name}: expected the same bytes as in "
+            f"rank {rank}, found others",
             hint="one file is damaged or of another step, or the parameter is sharded and the "
             "strategy does not say so",
         )
 
-    def _buffer(self, name: str, size: int) -> Bytes:
-        held = self._blocks.get(name)
-        if held is None or len(held) < size:
-            held = self._blocks[name] = np.empty(size, np.uint8)
-        return held
+    @cached_property
+    def _gatherer(self) -> Gatherer:
+        from orchestrator.checkpoints.gather import Gatherer
+
+        return Gatherer(self._reader)
 
 
 def _copying(move: Move) -> Iterator[Step]:
-    pairs = [
-        (piece, place, common)
-        for place in move.places
-        for piece in move.pieces
-        for common in [intersect(piece.box, place.box)]
-        if common is not None
-    ]
-    if any(_in_short_runs(move, *pair) for pair in pairs):
-        for block in blocks(move.shape, max(1, BLOCK_BYTES // move.item_size)):
+    tensor = move.tensor
+    overlaps = _overlaps(
+        tuple(piece.box for piece in tensor.pieces), tuple(place.box for place in move.places)
+    )
+    if move.adapter or any(_in_short_runs(move, *overlap) for overlap in overlaps):
+        for block in tensor.blocks():
             yield Gather(move, block)
         return
-    for piece, place, common in pairs:
-        for source, target, length in runs(common, piece.box, place.box):
-            yield from _copies(move, piece, place, source, target, length)
+    for source, target, common in overlaps:
+        piece, place = tensor.pieces[source], move.places[target]
+        for start, begin, length in runs(common, piece.box, place.box):
+            yield from _copies(tensor.item_size, piece, place, start, begin, length)
 
 
-def _in_short_runs(move: Move, piece: Piece, place: Place, common: Box) -> bool:
-    run = run_length(common, piece.box, place.box)
-    return run < elements(common) and run * move.item_size < _LONG_RUN
+@lru_cache(maxsize=64)
+def _overlaps(
+    sources: Tuple[Box, ...], targets: Tuple[Box, ...]
+) -> Tuple[Tuple[int, int, Box], ...]:
+    """``(source, target, common box)`` where they meet, target by target. The layers of a model
+    are cut alike, so few answers serve all tensors."""
+    return tuple(
+        (i, j, common)
+        for j, target in enumerate(targets)
+        for i, source in enumerate(sources)
+        for common in [intersect(source, target)]
+        if common is not None
+    )
 
 
-def _comparing(move: Move) -> Iterator[Step]:
-    at: Dict[Box, List[Piece]] = {}
-    for replica in move.replicas:
-        at.setdefault(replica.box, []).append(replica)
-    for piece in move.pieces:
-        replicas = tuple(at.get(piece.box, ()))
-        length = elements(piece.box) * move.item_size
-        for start in range(0, length if replicas else 0, _COPY_BYTES):
-            yield Compare(move.name, piece, replicas, start, min(_COPY_BYTES, length - start))
+def _in_short_runs(move: Move, source: int, target: int, common: Box) -> bool:
+    run = run_length(common, move.tensor.pieces[source].box, move.places[target].box)
+    return run < elements(common) and run * move.tensor.item_size < _LONG_RUN
 
 
 def _copies(
-    move: Move, piece: Piece, place: Place, source: int, target: int, length: int
+    item: int, piece: Piece, place: Place, source: int, target: int, length: int
 ) -> Iterator[Copy]:
     """A run of elements as byte copies, cut where a segment of either file ends."""
-    start, begin, left = source * move.item_size, target * move.item_size, length * move.item_size
+    start, begin, left = source * item, target * item, length * item
     while left:
-        there = next(spans(piece.segments, start, min(left, _COPY_BYTES)))
+        there = next(spans(piece.segments, start, min(left, _STEP_BYTES)))
         here = next(spans(place.segments, begin, there.length))
         yield Copy(piece.rank, there.offset, place.output, here.offset, here.length)
         start += here.length
         begin += here.length
         left -= here.length
+
+
+def _comparing(tensor: WholeTensor) -> Iterator[Compare]:
+    at: Dict[Box, List[Piece]] = {}
+    for replica in tensor.replicas:
+        at.setdefault(replica.box, []).append(replica)
+    for piece in tensor.pieces:
+        replicas = tuple(at.get(piece.box, ()))
+        length = elements(piece.box) * tensor.item_size
+        for start in range(0, length if replicas else 0, _STEP_BYTES):
+            step = min(_STEP_BYTES, length - start)
+            yield Compare(tensor.name, piece, replicas, start, step)

@@ -30,7 +30,8 @@ from orchestrator.checkpoints.catalogue import (
     checkpoint_file,
     select,
 )
-from orchestrator.checkpoints.collected import CollectedFile, CollectedFolder, sha256_of
+from orchestrator.checkpoints.checksum import sha256_of
+from orchestrator.checkpoints.collected import CollectedFile, CollectedFolder
 from orchestrator.checkpoints.strategy import read_strategies
 from orchestrator.errors import CheckpointError, HostNotReady, OrchError, TransportError, one_error
 from orchestrator.planning.plan import Plan

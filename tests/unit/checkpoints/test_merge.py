@@ -270,4 +270,6 @@ def test_manifest_names_the_sources(made: CheckpointSet, tmp_path: Path) -> None
     manifest = json.loads(report.manifest.read_text())
     assert manifest["step"] == "1_4"
     assert [source["rank"] for source in manifest["sources"]] == list(report.ranks)
-    assert manifest["size"] == report.output.stat().st_size == report.nbytes
+    (file,) = manifest["files"]
+    assert file["file"] == report.output.name
+    assert file["size"] == report.output.stat().st_size == report.nbytes
