@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 
@@ -12,3 +14,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.mindspore)
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_pythons() -> Iterator[None]:
+    """MindSpore's compiler puts a C handler of SIGINT in place that ends the process by SIGTERM:
+    later tests, and Ctrl-C, would end all of pytest."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
