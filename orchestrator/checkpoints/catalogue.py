@@ -157,7 +157,7 @@ def select(
         if lost:
             raise _incomplete(f"step {wanted[0]} is incomplete", lost, by_step, ranks)
         return _selection(wanted[0], found, ranks, ())
-    newest_first = sorted(by_step, key=lambda key: key or StepId(-1, -1), reverse=True)
+    newest_first = sorted(by_step, key=_order, reverse=True)
     notes: List[str] = []
     for key in newest_first:
         torn = present - set(by_step[key])
@@ -271,9 +271,7 @@ def _selection(
 def _no_such_step(
     step: str, wanted: Sequence[Optional[StepId]], by_step: Mapping[Optional[StepId], Found]
 ) -> CheckpointError:
-    have = _some(
-        [str(key or "?") for key in sorted(by_step, key=lambda key: key or StepId(-1, -1))]
-    )
+    have = _some([str(key or "?") for key in sorted(by_step, key=_order)])
     if wanted:
         return CheckpointError(
             f"step {step} exists in several epochs: {_some([str(key) for key in wanted])}",
@@ -288,16 +286,25 @@ def _incomplete(
     by_step: Mapping[Optional[StepId], Found],
     ranks: Sequence[int],
 ) -> CheckpointError:
-    have: List[str] = []
-    for rank in sorted(lost)[:4]:
-        steps = sorted(key or StepId(-1, -1) for key, found in by_step.items() if rank in found)
-        have.append(f"rank {rank} has {_some([str(step) for step in steps]) or 'no file'}")
-    newest = max(by_step, key=lambda key: key or StepId(-1, -1))
+    newest = max(by_step, key=_order)
+    having: Dict[str, List[int]] = {}
+    for rank in ranks:
+        steps = sorted((step for step, found in by_step.items() if rank in found), key=_order)
+        text = _some([str(step or "?") for step in steps]) or "no file"
+        having.setdefault(text, []).append(rank)
+    found = "; ".join(
+        f"{_some_ranks(some)} {'has' if len(some) == 1 else 'have'} {steps}"
+        for steps, some in having.items()
+    )
     return CheckpointError(
-        f"{what}: expected a file of each of {len(ranks)} ranks, and of step {newest or '?'} "
-        f"{_some_ranks(lost)} {'has' if len(set(lost)) == 1 else 'have'} none ({'; '.join(have)})",
+        f"{what}: expected files of step {newest or '?'} from all {len(ranks)} ranks, "
+        f"{_some_ranks(lost)} without; found: {found}",
         hint="collect the missing files, or choose a step with --step",
     )
+
+
+def _order(step: Optional[StepId]) -> StepId:
+    return step or StepId(-1, -1)
 
 
 def _some_ranks(ranks: Iterable[int]) -> str:

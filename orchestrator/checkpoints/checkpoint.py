@@ -26,6 +26,7 @@ class Reading:
     ``step`` is ``latest`` (the last complete one), a step, or ``epoch_step``.
     ``redundancy_removed`` accepts sets in which each slice was saved by one rank only.
     ``trust_replicas`` takes the first copy of a slice without comparing the others.
+    ``equal_slices`` accepts a parameter all of whose slices are equal.
     ``lora_alpha`` merges LoRA adapters into their weights, which are in the same set, or in the
     file ``lora_base``.
     """
@@ -34,6 +35,7 @@ class Reading:
     include_optimizer: bool = True
     redundancy_removed: bool = False
     trust_replicas: bool = False
+    equal_slices: bool = False
     lora_alpha: Optional[float] = None
     lora_base: Optional[Path] = None
 
@@ -92,11 +94,11 @@ def open_checkpoint(
         redundancy_removed=reading.redundancy_removed,
     )
     check_biases(assembly.tensors, shards.files)
-    notes = check_slices_differ(assembly.tensors, shards.files)
+    if not reading.equal_slices:
+        check_slices_differ(assembly.tensors, shards.files)
     assembly = replace(
         assembly,
         tensors=tuple(_with_doubtful_copies(t, shards, reading) for t in assembly.tensors),
-        notes=(*assembly.notes, *notes),
     )
     files: Dict[int, FileIndex] = dict(shards.files)
     adapters: Dict[str, Adapter] = {}

@@ -10,41 +10,36 @@ from orchestrator.checkpoints.tensor import FileIndex
 from orchestrator.errors import CheckpointError
 
 _SAMPLE = 4 << 10
+_FEW = 16  # bytes that may well be equal by chance
 _HINT = "the strategy belongs to another run"
 
 
-def check_slices_differ(
-    tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex]
-) -> Tuple[str, ...]:
-    """Slices of one parameter that are all equal are really copies of it.
+def check_slices_differ(tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex]) -> None:
+    """Slices of one parameter that are all equal are really copies of it: CheckpointError.
 
-    Raises CheckpointError when that is so for every parameter; for some it may be chance (a
-    freshly initialised model), so they are named in the notes returned. Constant content (moments
-    before the first step, gains of ones) says nothing. Reads at most 4 KiB of a slice.
+    Constant content (moments before the first step, gains of ones) says nothing. Reads at most
+    4 KiB of a slice.
     """
     reader = ShardReader(files)
-    equal = []
-    fits = False
     try:
         for tensor in tensors:
-            if len(tensor.pieces) < 2:
-                continue
-            samples = {_sample(reader, tensor, piece) for piece in tensor.pieces}
-            if len(samples) > 1:
-                fits = True
-            elif len(set(_elements(samples.pop(), tensor.item_size))) > 1:
-                equal.append(tensor)
+            if len(tensor.pieces) > 1 and _are_copies(reader, tensor):
+                raise CheckpointError(
+                    f"{reader.where(tensor.pieces[1].rank)}: parameter {tensor.name}: expected "
+                    f"another slice than in rank {tensor.pieces[0].rank} by the strategy, found "
+                    "the same bytes in all ranks: they hold copies, not slices",
+                    hint=f"{_HINT}; if slices may be equal (experts made from one), merge with "
+                    "--equal-slices",
+                )
     finally:
         reader.close()
-    if equal and not fits:
-        first = equal[0]
-        raise CheckpointError(
-            f"{where(files, first.pieces[1].rank)}: parameter {first.name}: expected another slice "
-            f"than in rank {first.pieces[0].rank} by the strategy, found the same bytes, and so "
-            "for every parameter: the ranks hold copies, not slices",
-            hint=_HINT,
-        )
-    return tuple(f"all slices of {tensor.name} are equal" for tensor in equal)
+
+
+def _are_copies(reader: ShardReader, tensor: WholeTensor) -> bool:
+    first = _sample(reader, tensor, tensor.pieces[0])
+    if len(first) < _FEW or len(set(_elements(first, tensor.item_size))) < 2:
+        return False
+    return all(_sample(reader, tensor, piece) == first for piece in tensor.pieces[1:])
 
 
 def check_biases(tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex]) -> None:

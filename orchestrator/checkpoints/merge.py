@@ -57,6 +57,7 @@ def merge(
     include_optimizer: bool = True,
     redundancy_removed: bool = False,
     trust_replicas: bool = False,
+    equal_slices: bool = False,
     target: Optional[Target] = None,
     lora_alpha: Optional[float] = None,
     lora_base: Optional[Path] = None,
@@ -85,6 +86,7 @@ def merge(
         include_optimizer=include_optimizer,
         redundancy_removed=redundancy_removed,
         trust_replicas=trust_replicas,
+        equal_slices=equal_slices,
         lora_alpha=lora_alpha,
         lora_base=lora_base,
     )

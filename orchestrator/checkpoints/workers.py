@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Callable, Iterator, List, Optional, Protocol, TypeVar
+from typing import Callable, Iterator, List, Optional, Protocol, Tuple, TypeVar
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, one call at a time, from any thread."""
@@ -35,15 +35,19 @@ def share(
     total: int,
     progress: Progress = no_progress,
 ) -> None:
-    """Do all jobs, taken in order by several workers at once; raise what the first failure
-    raised, after all workers have ended."""
+    """Do all jobs, taken in order by several workers at once.
+
+    When some fail, the rest is left and the error of the first of them in the order of the jobs
+    is raised, once all workers have ended.
+    """
     lock = threading.Lock()
-    failures: List[BaseException] = []
+    numbered = enumerate(jobs)
+    failures: List[Tuple[int, BaseException]] = []
     done = 0
 
-    def take() -> Optional[Job]:
+    def take() -> Optional[Tuple[int, Job]]:
         with lock:
-            return None if failures else next(jobs, None)
+            return None if failures else next(numbered, None)
 
     def count(length: int) -> None:
         nonlocal done
@@ -53,11 +57,13 @@ def share(
 
     def run() -> None:
         mine = worker()
+        number = -1  # of the job in hand
         try:
-            while (job := take()) is not None:
+            while (taken := take()) is not None:
+                number, job = taken
                 count(mine.do(job))
         except BaseException as error:  # handed to the caller's thread, which raises it
-            failures.append(error)
+            failures.append((number, error))
         finally:
             mine.close()
 
@@ -68,4 +74,4 @@ def share(
     for helper in helpers:
         helper.join()
     if failures:
-        raise failures[0]
+        raise min(failures, key=lambda failure: failure[0])[1]

@@ -73,6 +73,11 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     is_flag=True,
     help="Take the first copy of a slice without comparing it with the others.",
 )
+@click.option(
+    "--equal-slices",
+    is_flag=True,
+    help="Accept a parameter all of whose slices are equal.",
+)
 @output_option("table", "json")
 def merge_ckpt(
     src_ckpt_dir: str,
@@ -91,6 +96,7 @@ def merge_ckpt(
     lora_base: Optional[str],
     redundancy_removed: bool,
     trust_replicas: bool,
+    equal_slices: bool,
     output: str,
 ) -> None:
     """Merge the shards of a distributed checkpoint into one file, or cut them for another layout.
@@ -114,6 +120,7 @@ def merge_ckpt(
             include_optimizer=not no_optimizer,
             redundancy_removed=redundancy_removed,
             trust_replicas=trust_replicas,
+            equal_slices=equal_slices,
             target=_target(dst_ckpt_strategy, layout),
             lora_alpha=lora_alpha,
             lora_base=_path(lora_base),
@@ -227,7 +234,8 @@ def _size(text: str) -> int:
     if match is None or int(match[1]) == 0:
         raise UsageError(f"{text!r} is no size", hint="write 5GB, 512MiB or a number of bytes")
     power = " KMGT".index(match[2]) if match[2] else 0
-    return int(match[1]) * (1024 if match[3] else 1000) ** power
+    unit: int = (1024 if match[3] else 1000) ** power
+    return int(match[1]) * unit
 
 
 def _inspection(found: Inspection) -> Dict[str, Any]:
@@ -273,9 +281,9 @@ def _print_inspection(found: Inspection) -> None:
         screen.print(tensors)
     for note in found.notes:
         say(f"note: {note}")
-    size = sum(tensor.nbytes for tensor in found.tensors) / 2**20
-    step_text = f" of step {found.step}" if found.step else ""
-    click.echo(f"{found.path}: {len(found.tensors)} parameters{step_text}, {size:.1f} MiB")
+    total = sum(tensor.nbytes for tensor in found.tensors) / 2**20
+    of_step = f" of step {found.step}" if found.step else ""
+    click.echo(f"{found.path}: {len(found.tensors)} parameters{of_step}, {total:.1f} MiB")
 
 
 def _difference(found: Difference) -> Dict[str, Any]:
