@@ -106,9 +106,10 @@ def assemble_tensors(
     notes = _check_nothing_lost(shards, known)
     _check_moments(shards, known)
     wanted = [t for t in known.values() if include_optimizer or not is_optimizer_state(t.name)]
-    # MindSpore's transform_checkpoints writes what the strategy names first: same order here,
-    # so that the files can be compared byte for byte.
-    wanted.sort(key=lambda tensor: tensor.layout is None)
+    # The order of MindSpore's transform_checkpoints, so that files can be compared byte for byte:
+    # as in the file of the last rank, then the one before, and last what no strategy names.
+    order = {name: i for i, name in enumerate(_names(shards, sorted(shards.files, reverse=True)))}
+    wanted.sort(key=lambda tensor: (tensor.layout is None, order[tensor.name]))
     return Assembly(tuple(wanted), tuple(again), notes)
 
 

@@ -11,10 +11,10 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import List, Mapping, Tuple
+from typing import Iterable, List
 
 from orchestrator.checkpoints.mindspore_ckpt import CRC_TRAILER_BYTES
-from orchestrator.checkpoints.tensor import FileIndex, Segment
+from orchestrator.checkpoints.tensor import FileIndex, StoredTensor
 from orchestrator.checkpoints.workers import THREADS
 from orchestrator.errors import CheckpointError
 
@@ -51,16 +51,42 @@ def content_crc(descriptor: int, file: FileIndex) -> int:
     if file.format == "ckpt":
         trailer = CRC_TRAILER_BYTES if file.crc is not None else 0
         return range_crc(descriptor, 0, file.size - trailer)
-    return named_crc(descriptor, {name: t.segments for name, t in file.tensors.items()})
+    return named_crc(descriptor, file.tensors.values())
 
 
-def named_crc(descriptor: int, segments: Mapping[str, Tuple[Segment, ...]]) -> int:
-    """CRC32 over names and contents, in the order of the names."""
+def named_crc(descriptor: int, tensors: Iterable[StoredTensor]) -> int:
+    """CRC32 over names and contents, in the order of the names.
+
+    MindSpore takes ``bytes(array)`` of each, which for an integer scalar n is n zero bytes.
+    """
     crc = 0
-    for name in sorted(segments):
-        crc = zlib.crc32(name.encode(), crc)
-        for offset, length in segments[name]:
+    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+        crc = zlib.crc32(tensor.name.encode(), crc)
+        if tensor.shape == () and "Int" in tensor.dtype:
+            value = _integer(descriptor, tensor)
+            crc = joined_crc(crc, _zeros_crc(value), value)
+            continue
+        for offset, length in tensor.segments:
             crc = range_crc(descriptor, offset, length, crc)
+    return crc
+
+
+def _integer(descriptor: int, tensor: StoredTensor) -> int:
+    offset, length = tensor.segments[0]
+    data = os.pread(descriptor, length, offset)
+    # MindSpore cannot save a negative one with a checksum.
+    return max(0, int.from_bytes(data, "little", signed=tensor.dtype.startswith("Int")))
+
+
+def _zeros_crc(count: int) -> int:
+    """CRC32 of ``count`` zero bytes, by doubling."""
+    crc, run, length = 0, zlib.crc32(b"\0"), 1
+    while count:
+        if count & 1:
+            crc = joined_crc(crc, run, length)
+        run = joined_crc(run, run, length)
+        length *= 2
+        count >>= 1
     return crc
 
 

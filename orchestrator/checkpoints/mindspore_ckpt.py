@@ -299,7 +299,7 @@ def _close_group(path: Path, group: List[_Record], tensors: Dict[str, StoredTens
     else:
         item = ITEM_SIZE[first.dtype]
         if shape == (0,) and found == item:
-            shape = ()  # this is how MindSpore writes a scalar
+            shape = ()  # so older versions write a scalar
         fits = found == item * prod(shape)
         expected = f"{item * prod(shape)} bytes for {first.dtype}{list(first.dims)}"
     if not fits:
@@ -316,8 +316,7 @@ def _close_group(path: Path, group: List[_Record], tensors: Dict[str, StoredTens
 
 
 def _record_header(tensor: NewTensor, length: int) -> bytes:
-    # MindSpore writes a scalar, and a text, with the one dimension 0.
-    dims = tensor.shape or (0,)
+    dims = (0,) if tensor.dtype == TEXT else tensor.shape
     inner = b"".join(varint_field(1, dim) for dim in dims)
     inner += bytes_field(2, tensor.dtype.encode()) + bytes_header(3, length)
     tag = bytes_field(1, tensor.name.encode())

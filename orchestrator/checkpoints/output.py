@@ -15,7 +15,7 @@ from orchestrator.checkpoints.lora import Adapter
 from orchestrator.checkpoints.mindspore_ckpt import CRC_TRAILER_BYTES, ckpt_layout, crc_trailer
 from orchestrator.checkpoints.newfile import new_file, part_path, write
 from orchestrator.checkpoints.safetensors_file import safetensors_layout
-from orchestrator.checkpoints.tensor import TEXT, FileIndex, FileLayout, NewTensor
+from orchestrator.checkpoints.tensor import TEXT, FileIndex, FileLayout, NewTensor, StoredTensor
 from orchestrator.checkpoints.transfer import Move, Place, steps, transfer
 from orchestrator.checkpoints.workers import Progress, no_progress
 
@@ -131,4 +131,9 @@ def _write_crc(descriptor: int, output: OutputFile) -> None:
         at = layout.size - CRC_TRAILER_BYTES
         write(descriptor, memoryview(crc_trailer(parallel_crc(descriptor, at))), at)
     else:
-        _write_fixed(descriptor, output.layout(named_crc(descriptor, layout.segments)))
+        stored = [
+            StoredTensor(t.name, t.dtype, extent(box), layout.segments[t.name])
+            for t, box in output.parts
+            if t.name in layout.segments
+        ]
+        _write_fixed(descriptor, output.layout(named_crc(descriptor, stored)))
