@@ -103,12 +103,12 @@ def merge(
         outputs = _merged(name, checkpoint.tensors, texts, crc, max_shard_bytes)
         output = outputs[0].path if len(outputs) == 1 else name.index
     manifest = name.manifest(output)
-    manifest.unlink(missing_ok=True)  # it must never describe other files than those beside it
     write_files(
         outputs,
         checkpoint.assembly,
         checkpoint.files,
         adapters=checkpoint.adapters,
+        stale=manifest,
         verified=verify,
         progress=progress,
     )

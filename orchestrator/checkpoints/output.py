@@ -57,12 +57,14 @@ def write_files(
     sources: Mapping[int, FileIndex],
     *,
     adapters: Mapping[str, Adapter],
+    stale: Path,
     check_crc: bool = True,
     verified: bool = False,
     progress: Progress = no_progress,
 ) -> None:
     """Write all files; each appears when all are complete. ``sources`` are the files by rank.
 
+    ``stale`` is removed just before: it describes the files that are replaced.
     ``verified`` reads each file back from the disk and compares it with the sources. Raises
     CheckpointError when content turns out wrong on the way, or there is no room.
     """
@@ -102,6 +104,7 @@ def write_files(
                 adapters,
                 progress=lambda done, _: progress(total + done, total + written),
             )
+        stale.unlink(missing_ok=True)
 
 
 def _moves(

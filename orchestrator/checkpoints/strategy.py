@@ -27,6 +27,9 @@ from orchestrator.errors import CheckpointError
 MAX_BYTES = 256 << 20
 """Longest strategy file that is read."""
 
+MAX_RANKS = 1_000_000
+"""More than any cluster has; keeps a corrupt strategy from filling the memory."""
+
 _RANK_IN_NAME = re.compile(r"_rank_(\d+)\.(?:ckpt|json)$", re.ASCII)
 _STAGE_PREFIX = re.compile(r"(\d{1,6})-(.+)", re.ASCII | re.DOTALL)
 
@@ -111,9 +114,10 @@ def assemble(stages: Mapping[int, Layouts], sources: Sequence[str], where: str) 
             f"{ranks} ranks for {name} in stage {stage}" for ranks, (stage, name) in sizes.items()
         )
         raise CheckpointError(f"{where}: layouts disagree on the ranks of a stage: {found}")
-    return Strategy(
-        tuple(stages[stage] for stage in sorted(stages)), next(iter(sizes)), tuple(sources)
-    )
+    ranks = next(iter(sizes))
+    if ranks * len(stages) > MAX_RANKS:
+        raise CheckpointError(f"{where} describes {ranks * len(stages)} ranks; that cannot be")
+    return Strategy(tuple(stages[stage] for stage in sorted(stages)), ranks, tuple(sources))
 
 
 def parse_strategy(content: bytes, source: str) -> Dict[int, Layouts]:
