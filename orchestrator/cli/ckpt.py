@@ -172,8 +172,10 @@ def inspect_command(path: str, src_ckpt_strategy: Optional[str], step: str, outp
     found = inspect(Path(path), _path(src_ckpt_strategy), step=step)
     if output == "json":
         print_json(_inspection(found))
-    else:
-        _print_inspection(found)
+        if found.problem is not None:
+            click.get_current_context().exit(found.problem.exit_status)
+        return
+    _print_inspection(found)
     if found.problem is not None:
         raise found.problem
 
@@ -211,7 +213,7 @@ def diff_command(
     else:
         _print_difference(found)
     if not found.same:
-        raise CheckpointError(f"{a} and {b} differ")
+        click.get_current_context().exit(CheckpointError.exit_status)
 
 
 def _path(text: Optional[str]) -> Optional[Path]:

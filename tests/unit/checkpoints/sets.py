@@ -23,6 +23,7 @@ NUMPY_OF = {
     "Int32": np.int32,
     "Int64": np.int64,
     "Bool": np.bool_,
+    "Int8": np.int8,
     "UInt8": np.uint8,
     "Float64": np.float64,
 }
