@@ -15,6 +15,7 @@ from orchestrator.errors import Busy, CheckpointError
 
 _SYNC_FILE_RANGE_WRITE = 2
 _WRITEBACK_EVERY_S = 0.03
+_WORTH_A_THREAD = 64 << 20
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def new_file(path: Path, size: int) -> Iterator[int]:
             raise Busy(f"another process is writing {path}") from error
         try:
             _reserve(descriptor, path, size)
-            with _early_writeback(descriptor):
+            with _early_writeback(descriptor, size):
                 yield descriptor
             os.fsync(descriptor)
             os.rename(part, path)
@@ -92,13 +93,13 @@ def _reserve(descriptor: int, path: Path, size: int) -> None:
 
 
 @contextmanager
-def _early_writeback(descriptor: int) -> Iterator[None]:
+def _early_writeback(descriptor: int, size: int) -> Iterator[None]:
     """Let the disk begin while the file is still being written: the fsync at the end is short.
 
     Only a hint; where the C library or the file system has no such call, fsync does it all.
     """
     hint = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if hint is None:
+    if hint is None or size < _WORTH_A_THREAD:
         yield
         return
     stop = threading.Event()

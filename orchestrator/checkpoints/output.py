@@ -18,6 +18,7 @@ from orchestrator.checkpoints.safetensors_file import safetensors_layout
 from orchestrator.checkpoints.tensor import TEXT, FileIndex, FileLayout, NewTensor, StoredTensor
 from orchestrator.checkpoints.transfer import Move, Place, steps, transfer
 from orchestrator.checkpoints.workers import Progress, no_progress
+from orchestrator.errors import CheckpointError
 
 Part = Tuple[WholeTensor, Box]
 """A tensor, and the box of it that a file receives."""
@@ -68,6 +69,7 @@ def write_files(
     ``verified`` reads each file back from the disk and compares it with the sources. Raises
     CheckpointError when content turns out wrong on the way, or there is no room.
     """
+    _refuse_to_replace_sources(outputs, sources)
     layouts = [output.layout() for output in outputs]
     moves = list(_moves(outputs, layouts, adapters))
     # Adapters are read, and not written; their copies must agree all the same.
@@ -105,6 +107,17 @@ def write_files(
                 progress=lambda done, _: progress(total + done, total + written),
             )
         stale.unlink(missing_ok=True)
+
+
+def _refuse_to_replace_sources(
+    outputs: Sequence[OutputFile], sources: Mapping[int, FileIndex]
+) -> None:
+    read = {file.path.resolve() for file in sources.values()}
+    replaced = next((o.path for o in outputs if o.path.resolve() in read), None)
+    if replaced is not None:
+        raise CheckpointError(
+            f"{replaced} is one of the files to be merged", hint="choose another folder or prefix"
+        )
 
 
 def _moves(

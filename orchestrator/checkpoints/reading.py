@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from typing import Mapping, NamedTuple, Tuple
 
 from orchestrator.checkpoints.geometry import spans
 from orchestrator.checkpoints.layout import Box
 from orchestrator.checkpoints.tensor import FileIndex, Segment
+from orchestrator.checkpoints.workers import THREADS
 from orchestrator.errors import CheckpointError
 
-_OPEN_FILES = 64
+# Each thread may hold its share of half of what the process may open.
+_OPEN_FILES = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 // THREADS)
 
 
 class Piece(NamedTuple):

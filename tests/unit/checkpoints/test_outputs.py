@@ -132,6 +132,37 @@ def test_a_source_that_changes_while_it_is_read(made: CheckpointSet, tmp_path: P
     assert not list((tmp_path / "out").rglob("*.ckpt"))
 
 
+def test_a_source_is_never_replaced(made: CheckpointSet) -> None:
+    before = made.file(0).read_bytes()
+    with pytest.raises(CheckpointError, match="is one of the files to be merged"):
+        merge(made.shards, made.strategy, made.file(0))
+    assert made.file(0).read_bytes() == before
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from orchestrator.checkpoints.merge import merge
+peak = 0
+def look(done, total):
+    global peak
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon:"):
+            peak = max(peak, int(line.split()[1]))
+merge(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), verify=True, progress=look)
+print(peak)
+"""
+
+
+def test_memory_stays_small_whatever_the_size(tmp_path: Path) -> None:
+    model = {f"w{i}": whole("Float32", (2048, 2048), i) for i in range(6)}  # 16 MiB each
+    layouts = {f"w{i}": split((2, 4), *((-1, 0) if i % 2 else (0, -1))) for i in range(6)}
+    made = write_set(tmp_path / "set", model, [layouts])
+    argv = [sys.executable, "-c", MEASURED, made.shards, made.strategy, tmp_path / "out.ckpt"]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 64 << 10  # KiB
+
+
 def test_two_merges_into_one_file(made: CheckpointSet, tmp_path: Path) -> None:
     def second(done: int, total: int) -> None:
         with pytest.raises(Busy, match="another process is writing"):
