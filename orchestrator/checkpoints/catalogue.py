@@ -62,6 +62,11 @@ class CheckpointFile:
     sha256: str = ""
     host: str = ""
 
+    @property
+    def name(self) -> str:
+        """File name without folder."""
+        return self.path.rsplit("/", 1)[-1]
+
     def __str__(self) -> str:
         return f"{self.host}:{self.path}" if self.host else self.path
 

@@ -37,9 +37,11 @@ def check_slices_differ(tensors: Sequence[WholeTensor], files: Mapping[int, File
 
 def _are_copies(reader: ShardReader, tensor: WholeTensor) -> bool:
     first = _sample(reader, tensor, tensor.pieces[0])
-    if len(first) < _FEW or len(set(_elements(first, tensor.item_size))) < 2:
+    if any(_sample(reader, tensor, piece) != first for piece in tensor.pieces[1:]):
         return False
-    return all(_sample(reader, tensor, piece) == first for piece in tensor.pieces[1:])
+    item = tensor.item_size
+    different = {first[at : at + item] for at in range(0, len(first), item)}
+    return len(first) >= _FEW and len(different) > 1
 
 
 def check_biases(tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex]) -> None:
@@ -70,10 +72,6 @@ def _sample(reader: ShardReader, tensor: WholeTensor, piece: Piece) -> bytes:
     start = (size - length) // 2
     reader.read_piece(piece, start - start % max(tensor.item_size, 1), memoryview(data))
     return bytes(data)
-
-
-def _elements(data: bytes, item: int) -> Sequence[bytes]:
-    return [data[at : at + item] for at in range(0, len(data) - item + 1, item)]
 
 
 def _piece_shape(tensor: WholeTensor) -> Tuple[int, ...]:

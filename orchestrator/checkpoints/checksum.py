@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterable, List
+from typing import Dict, Iterable, List
 
 from orchestrator.checkpoints.mindspore_ckpt import CRC_TRAILER_BYTES
 from orchestrator.checkpoints.tensor import FileIndex, StoredTensor
-from orchestrator.checkpoints.workers import THREADS
+from orchestrator.checkpoints.workers import THREADS, share
 from orchestrator.errors import CheckpointError
 
 _CHUNK = 1 << 20
@@ -107,13 +106,34 @@ def range_crc(descriptor: int, offset: int, length: int, crc: int = 0) -> int:
 def parallel_crc(descriptor: int, length: int) -> int:
     """CRC32 of the first ``length`` bytes, computed by several threads."""
     step = max(_CHUNK, -(-length // THREADS))
-    ranges = [(start, min(step, length - start)) for start in range(0, length, step)]
-    with ThreadPoolExecutor(THREADS) as pool:  # zlib works without the GIL
-        parts = pool.map(lambda part: range_crc(descriptor, *part), ranges)
-        crc = 0
-        for (_, size), part in zip(ranges, parts):
-            crc = joined_crc(crc, part, size)
+    parts: Dict[int, int] = {}
+    share(
+        iter(range(0, length, step)),
+        lambda: _RangeWorker(descriptor, length, step, parts),
+        total=length,
+    )
+    crc = 0
+    for start in sorted(parts):
+        crc = joined_crc(crc, parts[start], min(step, length - start))
     return crc
+
+
+class _RangeWorker:
+    """One thread's ranges; zlib works without the interpreter's lock."""
+
+    def __init__(self, descriptor: int, length: int, step: int, parts: Dict[int, int]) -> None:
+        self._descriptor = descriptor
+        self._length = length
+        self._step = step
+        self._parts = parts
+
+    def do(self, start: int) -> int:
+        size = min(self._step, self._length - start)
+        self._parts[start] = range_crc(self._descriptor, start, size)
+        return size
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def joined_crc(first: int, second: int, second_length: int) -> int:

@@ -79,7 +79,7 @@ class CollectedFolder:
     def locked(self) -> Iterator[None]:
         """Keep other collectors out of the folder; Busy when one is in it."""
         try:
-            self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.root}: {error.strerror}") from error

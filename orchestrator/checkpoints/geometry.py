@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import prod
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, Optional, Sequence, Tuple
 
 from orchestrator.checkpoints.layout import Box
 from orchestrator.checkpoints.tensor import Segment
@@ -100,9 +100,3 @@ def spans(segments: Sequence[Segment], offset: int, length: int) -> Iterator[Seg
         yield Segment(segment.offset + offset, taken)
         offset = 0
         length -= taken
-
-
-def covers(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
-    """Whether disjoint boxes fill a tensor."""
-    sizes: List[int] = [elements(box) for box in boxes]
-    return sum(sizes) == prod(shape)

@@ -44,7 +44,8 @@ CRC_MARK = b"crc_num"
 CRC_TRAILER_BYTES = len(CRC_MARK) + 10
 
 _CIPHERS = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
-_WINDOW = 64 << 10
+_WINDOW = 8 << 10  # a record's header, or several small records
+_TWO_VARINTS = 20
 _MAX_NAME = 16 << 10
 _MAX_AXES = 32
 
@@ -54,7 +55,7 @@ def index_ckpt(path: Path, interned: Optional[Interned] = None) -> FileIndex:
 
     Raises CheckpointError for a file that is empty, encrypted, truncated or corrupt; the message
     names the file, the offset and the last good parameter. No length field of the file is
-    trusted: nothing larger than 64 KiB is ever read.
+    trusted: nothing larger than 16 KiB is ever read.
     """
     shared = interned or Interned()
     try:
@@ -68,6 +69,8 @@ def index_ckpt(path: Path, interned: Optional[Interned] = None) -> FileIndex:
         crc = _crc_trailer(window)
         end = size if crc is None else size - CRC_TRAILER_BYTES
         tensors = _joined(path, _records(path, window, end, shared))
+    except WireError as error:
+        raise CheckpointError(f"{path} changed while it was being read") from error
     finally:
         os.close(descriptor)
     return FileIndex(path, "ckpt", size, tensors, crc)
@@ -116,10 +119,7 @@ class _Window:
         self._data = b""
 
     def read(self, offset: int, length: int) -> bytes:
-        if not self._start <= offset <= offset + length <= self._start + len(self._data):
-            self._start = offset
-            self._data = os.pread(self._descriptor, max(length, _WINDOW), offset)
-        at = offset - self._start
+        at = self._have(offset, length)
         return self._data[at : at + length]
 
     def fields(self, offset: int, end: int) -> Iterator[Tuple[int, int, int, int]]:
@@ -127,28 +127,39 @@ class _Window:
         value itself stands in place of its offset."""
         while offset < end:
             start = offset
-            data = self.read(offset, min(20, end - offset))
             try:
-                key, used = read_varint(data, 0)
+                first = at = self._have(offset, min(_TWO_VARINTS, end - offset))
+                data = self._data
+                key, at = (data[at], at + 1) if data[at] < 0x80 else read_varint(data, at)
                 number, kind = key >> 3, key & 7
                 if number == 0 or kind not in (VARINT, BYTES, FIXED32, FIXED64):
-                    raise WireError("not a record", 0)
-                if kind == VARINT:
-                    value, used = read_varint(data, used)
-                    offset += used
-                    yield number, kind, value, 0
-                    continue
-                if kind == BYTES:
-                    length, used = read_varint(data, used)
+                    raise WireError("not a record", start)
+                if kind in (VARINT, BYTES):
+                    value, at = read_varint(data, at)
                 else:
-                    length = 4 if kind == FIXED32 else 8
+                    value = 4 if kind == FIXED32 else 8
             except WireError as error:
                 raise WireError(error.reason, start) from error
-            offset += used
-            if length > end - offset:
-                raise WireError(f"{length} bytes announced, {end - offset} left", start)
-            yield number, kind, offset, length
-            offset += length
+            offset += at - first
+            if offset > end:
+                raise WireError("number cut off", start)
+            if kind == VARINT:
+                yield number, kind, value, 0
+                continue
+            if value > end - offset:
+                raise WireError(f"{value} bytes announced, {end - offset} left", start)
+            yield number, kind, offset, value
+            offset += value
+
+    def _have(self, offset: int, length: int) -> int:
+        """Make sure that the window holds these bytes; index of the first."""
+        at = offset - self._start
+        if at < 0 or at + length > len(self._data):
+            self._data = os.pread(self._descriptor, max(length, _WINDOW), offset)
+            self._start, at = offset, 0
+            if len(self._data) < length:
+                raise WireError(f"{length} bytes announced, {len(self._data)} left", offset)
+        return at
 
 
 def _refuse_other_content(path: Path, window: _Window) -> None:

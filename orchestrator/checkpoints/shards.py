@@ -105,11 +105,3 @@ def index_file(path: Path, interned: Optional[Interned] = None) -> FileIndex:
     if path.suffix == ".safetensors":
         return index_safetensors(path, interned)
     return index_ckpt(path, interned)
-
-
-def steps_on_disk(source: Path) -> Dict[str, List[int]]:
-    """Steps below ``source`` and the ranks that have each, for display."""
-    steps: Dict[str, List[int]] = {}
-    for file in list_folder(source):
-        steps.setdefault(str(file.step or "?"), []).append(file.rank)
-    return steps

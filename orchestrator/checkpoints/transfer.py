@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from orchestrator.checkpoints.gather import Gatherer
 
 _STEP_BYTES = 4 << 20  # one step of a plain copy
-_CHUNK = 256 << 10  # stays in the processor's cache between reading and writing
+_CHUNK = 1 << 20
 _LONG_RUN = 64 << 10  # shorter runs are gathered in memory
 
 
@@ -124,17 +124,17 @@ def steps(
     same: Iterable[Tuple[WholeTensor, WholeTensor]] = (),
     check: Iterable[int] = (),
 ) -> Iterator[Step]:
-    """The work: first the checksums of the ranks in ``check``, then ``moves`` in order, each
-    tensor copied and then compared with its replicas, then the pairs that must be the ``same``.
-    Pure."""
-    for rank in check:
-        yield Check(rank)
+    """The work: ``moves`` in order, each tensor copied and then compared with its replicas, then
+    the pairs that must be the ``same``, and the checksums of the ranks in ``check``: these need
+    no disk, which is still writing what was copied. Pure."""
     for move in moves:
         yield from _copying(move)
         yield from _comparing(move.tensor)
     for one, other in same:
         for block in one.blocks():
             yield Same(one, other, block)
+    for rank in check:
+        yield Check(rank)
 
 
 def transfer(
@@ -224,6 +224,8 @@ class _Worker:
         return len(one)
 
     def _differs(self, name: str, rank: int, other: int) -> CheckpointError:
+        for suspect in (rank, other):  # a checksum says which of the two is damaged
+            check_file(self._sources[suspect], self._reader.where(suspect))
         return CheckpointError(
             f"{self._reader.where(other)}: parameter {name}: expected the same bytes as in "
             f"rank {rank}, found others",

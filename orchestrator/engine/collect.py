@@ -10,30 +10,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import json
 import shutil
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from orchestrator.checkpoints.catalogue import (
-    CheckpointFile,
-    Selection,
-    check_world,
-    checkpoint_file,
-    select,
-)
+from orchestrator.checkpoints.catalogue import CheckpointFile, Selection, check_world, select
 from orchestrator.checkpoints.checksum import sha256_of
 from orchestrator.checkpoints.collected import CollectedFile, CollectedFolder
 from orchestrator.checkpoints.strategy import read_strategies
-from orchestrator.errors import CheckpointError, HostNotReady, OrchError, TransportError, one_error
+from orchestrator.engine.catalogue import Digests, Listing, Source, digests, list_checkpoints
+from orchestrator.errors import CheckpointError, OrchError, TransportError, one_error
 from orchestrator.planning.plan import Plan
 from orchestrator.transport.base import Transport
 from orchestrator.transport.pool import fan_out
@@ -45,20 +35,6 @@ _LOOK_EVERY_S = 0.25
 
 ATTEMPTS = 3
 """Times that a cut transfer is taken up again before the command gives up."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One host's part of a run: its ranks write below ``run_dir``."""
-
-    transport: Transport
-    python: str
-    run_dir: str
-    ranks: Tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.transport.name
 
 
 @dataclass(frozen=True)
@@ -76,14 +52,6 @@ class CollectReport:
     fetched: int
     nbytes: int
     notes: Tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Listing:
-    files: Tuple[CheckpointFile, ...]
-    changed: Mapping[Tuple[int, str], int]
-    """Time of change, by rank and path."""
-    strategies: Mapping[str, bytes]
 
 
 def sources_of(plan: Plan, transports: Mapping[str, Transport]) -> List[Source]:
@@ -133,93 +101,15 @@ def collect(
     return _report(folder, name, strategies, placed, len(placed), notes)
 
 
-def _list_all(sources: Sequence[Source]) -> Tuple[Dict[str, _Listing], List[OrchError]]:
-    outcomes = fan_out(sources, _list)
+def _list_all(sources: Sequence[Source]) -> Tuple[Dict[str, Listing], List[OrchError]]:
+    outcomes = fan_out(sources, list_checkpoints)
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     if len(errors) == len(outcomes) or any(not isinstance(e, TransportError) for e in errors):
         raise one_error("cannot list the checkpoints of all hosts", errors)
     return {o.host: o.value for o in outcomes if o.value is not None}, errors
 
 
-def _list(source: Source) -> _Listing:
-    ranks = ",".join(str(rank) for rank in source.ranks)
-    answers = _ask(source, "list", "--run-dir", source.run_dir, "--ranks", ranks)
-    try:
-        (answer,) = answers
-        files: List[CheckpointFile] = []
-        changed: Dict[Tuple[int, str], int] = {}
-        for entry in answer["files"]:
-            rank, name = entry["rank"], _safe_name(source, entry["name"])
-            if rank not in source.ranks:
-                raise ValueError(f"a file of rank {rank}, which does not run there")
-            path = f"{source.run_dir}/output/checkpoint/rank_{rank}/{name}"
-            file = checkpoint_file(rank, path, size=int(entry["size"]), host=source.name)
-            if file is not None:
-                files.append(file)
-                changed[rank, path] = int(entry["mtime_ns"])
-        strategies = {
-            _safe_name(source, entry["name"]): base64.b64decode(answer["contents"][entry["sha256"]])
-            for entry in answer["strategy"]
-        }
-        for entry in answer["strategy"]:
-            if hashlib.sha256(strategies[entry["name"]]).hexdigest() != entry["sha256"]:
-                raise ValueError(f"{entry['name']} does not have its digest")
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise _bad_answer(source, str(error)) from error
-    return _Listing(tuple(files), changed, strategies)
-
-
-def _ask(source: Source, *arguments: str) -> List[Dict[str, Any]]:
-    """Run the catalogue on the host; its answer, an object a line."""
-    program = package_files("orchestrator.node").joinpath("catalogue.py").read_bytes()
-    argv = [source.python, "-", *arguments]
-    # Hashing takes as long as it takes; a dead connection is noticed by the transport itself.
-    timeout = 120.0 if arguments[0] == "list" else None
-    completed = source.transport.run(argv, stdin=program, timeout=timeout)
-    if completed.exit_status in (126, 127):
-        raise HostNotReady(
-            f"{source.python} cannot be run",
-            hint="set `python` of the host in the inventory",
-            host=source.name,
-        )
-    try:
-        answers = [json.loads(line) for line in completed.stdout.splitlines()]
-        if answers and "error" in answers[-1]:
-            raise HostNotReady(str(answers[-1]["error"]["message"]), host=source.name)
-        if completed.exit_status != 0 or not all(isinstance(a, dict) for a in answers):
-            raise ValueError(f"it ended with status {completed.exit_status}")
-    except (ValueError, KeyError, TypeError) as error:
-        tail = completed.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise _bad_answer(source, tail[-1] if tail else str(error)) from error
-    return answers
-
-
-def _bad_answer(source: Source, why: str) -> HostNotReady:
-    return HostNotReady(
-        f"the catalogue of checkpoints cannot be read: {why:.300}",
-        hint=f"try `{source.python} --version` on the host; Python 3.7 or newer is needed",
-        host=source.name,
-    )
-
-
-def _safe_name(source: Source, name: object) -> str:
-    """A file name from a host, if it can only ever mean a file in the folder meant for it."""
-    if (
-        not isinstance(name, str)
-        or name in ("", ".", "..")
-        or "/" in name
-        or not name.isprintable()
-        or len(name.encode("utf-8", "surrogatepass")) > 200
-    ):
-        raise CheckpointError(
-            f"the host lists a file named {name!r:.80}, which is refused",
-            hint="rename or remove it on the host",
-            host=source.name,
-        )
-    return name
-
-
-def _strategies(listings: Mapping[str, _Listing]) -> Dict[str, bytes]:
+def _strategies(listings: Mapping[str, Listing]) -> Dict[str, bytes]:
     """All strategy files by name; the same name on two hosts must be the same file."""
     found: Dict[str, bytes] = {}
     origin: Dict[str, str] = {}
@@ -236,7 +126,7 @@ def _strategies(listings: Mapping[str, _Listing]) -> Dict[str, bytes]:
 
 def _choose(
     sources: Sequence[Source],
-    listings: Mapping[str, _Listing],
+    listings: Mapping[str, Listing],
     strategies: Mapping[str, bytes],
     step: str,
 ) -> Selection:
@@ -264,29 +154,22 @@ def _choose(
     return selection
 
 
-Digests = Mapping[str, Mapping[str, Any]]
-"""What the host says of each file (``rank_N/name``): size, mtime_ns, sha256."""
-
-Wanted = Sequence[Tuple[CheckpointFile, _Listing]]
+Wanted = Sequence[Tuple[CheckpointFile, Listing]]
 
 
 def _same(here: Sequence[CollectedFile], wanted: Wanted) -> bool:
-    """Whether the hosts still hold what was collected."""
+    """Whether all that the hosts can give has been collected already, perhaps more."""
     mine = {(file.rank, file.name, file.size, file.source_mtime_ns) for file in here}
     theirs = {
-        (file.rank, _name(file), file.size, listing.changed[file.rank, file.path])
+        (file.rank, file.name, file.size, listing.changed[file.rank, file.path])
         for file, listing in wanted
     }
-    return mine == theirs
-
-
-def _name(file: CheckpointFile) -> str:
-    return file.path.rsplit("/", 1)[-1]
+    return theirs <= mine
 
 
 def _check_room(folder: CollectedFolder, wanted: Wanted) -> None:
     nbytes = sum(file.size for file, _ in wanted)
-    arrived = sum(_size(folder.part(file.rank, _name(file))) for file, _ in wanted)
+    arrived = sum(_size(folder.part(file.rank, file.name)) for file, _ in wanted)
     free = shutil.disk_usage(folder.root).free
     if free < nbytes - arrived:
         raise CheckpointError(
@@ -309,7 +192,7 @@ def _fetch_all(
     def fetch(source: Source) -> List[CollectedFile]:
         return list(_fetch(source, folder, files[source.name]))
 
-    parts = [folder.part(file.rank, _name(file)) for file, _ in wanted]
+    parts = [folder.part(file.rank, file.name) for file, _ in wanted]
     with _watched(parts, sum(file.size for file, _ in wanted), progress):
         outcomes = fan_out([source for source in sources if source.name in files], fetch)
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
@@ -322,12 +205,12 @@ def _fetch(
     source: Source, folder: CollectedFolder, files: Sequence[CheckpointFile]
 ) -> Iterator[CollectedFile]:
     """Fetch one host's files, one after the other, while the host computes their digests."""
-    digests = _in_background(lambda: _digests(source, files))
+    promised = _in_background(lambda: digests(source, files))
     for file in files:
-        part = folder.part(file.rank, _name(file))
+        part = folder.part(file.rank, file.name)
         part.parent.mkdir(parents=True, exist_ok=True)
         _fetch_bytes(source, file, part)
-        yield _verified(source, file, part, digests)
+        yield _verified(source, file, part, promised)
 
 
 def _in_background(function: Callable[[], Digests]) -> Future[Digests]:
@@ -342,17 +225,6 @@ def _in_background(function: Callable[[], Digests]) -> Future[Digests]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def _digests(source: Source, files: Sequence[CheckpointFile]) -> Digests:
-    names = [f"rank_{file.rank}/{_name(file)}" for file in files]
-    answers = _ask(source, "hash", "--run-dir", source.run_dir, *names)
-    found = {str(answer.get("file")): answer for answer in answers}
-    for name in names:
-        entry = found.get(name, {})
-        if not isinstance(entry.get("sha256"), str) or not isinstance(entry.get("mtime_ns"), int):
-            raise _bad_answer(source, f"no digest of {name}")
-    return found
 
 
 def _fetch_bytes(source: Source, file: CheckpointFile, part: Path) -> None:
@@ -382,15 +254,15 @@ def _verified(
     source: Source,
     file: CheckpointFile,
     part: Path,
-    digests: Future[Digests],
+    promised: Future[Digests],
 ) -> CollectedFile:
-    name = f"rank_{file.rank}/{_name(file)}"
+    name = f"rank_{file.rank}/{file.name}"
     for again in (False, True):
         found = sha256_of(part)
-        entry = digests.result()[name]
+        entry = promised.result()[name]
         if found == entry["sha256"]:
             return CollectedFile(
-                file.rank, _name(file), file.size, found, source.name, entry["mtime_ns"]
+                file.rank, file.name, file.size, found, source.name, entry["mtime_ns"]
             )
         # Perhaps the part began with an earlier attempt's bytes of a file since replaced.
         part.unlink()

@@ -265,6 +265,14 @@ def test_an_unreachable_host_whose_slices_others_hold(cluster: Cluster) -> None:
     assert "node1: no route" in report.notes
 
 
+def test_a_whole_set_is_not_replaced_by_half_of_it(cluster: Cluster) -> None:
+    collect(cluster.sources, out=cluster.out)
+    cluster.transports[1].on_run = lambda argv: _raise(HostUnreachable("no route", host="node1"))
+    report = collect(cluster.sources, out=cluster.out)
+    assert (report.ranks, report.fetched) == ((0, 1, 2, 3), 0)
+    assert_collected(cluster, MODEL, "1_4")
+
+
 def test_an_unreachable_host_is_the_cause_when_its_slices_are_needed(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, ONE_COPY)
     cluster.transports[1].on_run = lambda argv: _raise(HostUnreachable("no route", host="node1"))
