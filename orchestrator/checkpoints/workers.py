@@ -70,7 +70,13 @@ def share(
     helpers = [threading.Thread(target=run, daemon=True) for _ in range(THREADS - 1)]
     for helper in helpers:
         helper.start()
-    run()
+    try:
+        run()
+        for helper in helpers:
+            helper.join()
+    except BaseException as error:  # Ctrl-C between two jobs
+        failures.append((-1, error))
+    # Nobody may still write when the caller closes his files.
     for helper in helpers:
         helper.join()
     if failures:

@@ -122,6 +122,22 @@ def test_a_merge_killed_at_any_moment_can_be_repeated(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_an_interrupted_merge_leaves_nothing(made: CheckpointSet, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from orchestrator.checkpoints.merge import merge\n"
+        "def stop(done, total): os.kill(os.getpid(), signal.SIGINT)\n"
+        "try: merge(*map(Path, sys.argv[1:]), progress=stop)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    out = tmp_path / "out.ckpt"
+    argv = [sys.executable, "-c", program, made.shards, made.strategy, out]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    assert done.stdout == "interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_a_source_that_changes_while_it_is_read(made: CheckpointSet, tmp_path: Path) -> None:
     def truncate(done: int, total: int) -> None:
         for rank in range(4):
