@@ -6,19 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Iterator, List
 
-import mindspore as ms
 import pytest
 
 from glm2 import sample
 from tests.mindspore.glm2.worker import TRAINING, Workers
 
 ROWS = 48
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _device() -> None:
-    ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
 
 
 @pytest.fixture(scope="session")
