@@ -74,7 +74,8 @@ def watch_in_background(paths: RunPaths) -> int:
 def stop_run(run: OpenRun, *, grace_s: float, progress: Progress) -> List[Outcome[Answer]]:
     """Ask every host at once to end the run; certificates by host. Idempotent."""
     plans = {host.host: host for host in run.plan.hosts}
-    run.journal.append("decision", action="stop", rule="stop-requested", evidence={})
+    if not ended(run.paths):
+        run.journal.append("decision", action="stop", rule="stop-requested", evidence={})
 
     def stop(transport: Any) -> Answer:
         supervisor = run.supervisor(plans[transport.name])

@@ -84,7 +84,7 @@ def follow(
         for host in hosts
         for event in read_events(paths.host_journal(host.name))
     ]
-    backlog.sort(key=lambda item: float(item.event.get("wall", 0)))
+    backlog = in_order(backlog, journal.events())
     with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as workers:
         loop = _Loop(journal, observer, supervisors, workers, grace_s)
         try:
@@ -107,6 +107,27 @@ def follow(
                 reader.close()
     assert loop.ending is not None
     return loop.ending
+
+
+def in_order(
+    backlog: Sequence[reducer.NodeEvent], decided: Sequence[Mapping[str, Any]]
+) -> List[reducer.NodeEvent]:
+    """What happened before this controller came, by the hosts' clocks.
+
+    Where an earlier controller (its events: ``decided``) stopped the run because of a failure,
+    failures come first: on a host whose clock is behind, the stop that followed from one would
+    seem to have come before it, as a request.
+    """
+    rules = {event.get("rule") for event in decided if event.get("event") == "decision"}
+    failed = bool(rules - {"stop-requested"})
+
+    def key(item: reducer.NodeEvent) -> Tuple[bool, float]:
+        event = item.event
+        exited = event.get("event") == "process_exited"
+        culprit = exited and not event.get("collateral") and event.get("code") != 0
+        return not (failed and culprit), float(event.get("wall", 0))
+
+    return sorted(backlog, key=key)
 
 
 @dataclass(frozen=True)
@@ -210,6 +231,12 @@ class _Reader:
                 problem = "the stream ended early"
             except TransportError as error:
                 problem = str(error)
+            except OSError as error:
+                # Our own disk, not the host: the job must not be ended as silent for that.
+                problem = f"cannot keep what it sends: {error}"
+                self._post(_Post(reducer.Heard(self._host.name)))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                problem = f"it sent a frame that makes no sense ({error!r})"
             if self._closing.is_set():
                 return
             self._show(lambda seen, text=problem: seen.connection(self._host.name, text))  # type: ignore[misc]

@@ -175,7 +175,7 @@ def _apply_controller(
         hosts[event["host"]].update(state=event["state"], detail=event.get("detail", ""))
     elif kind == "running":
         run["status"] = RunStatus.RUNNING
-    elif kind == "decision" and event.get("action") == "stop":
+    elif kind == "decision" and event.get("action") == "stop" and not run["status"].is_terminal:
         run["status"] = RunStatus.STOPPING
     elif kind == "end":
         run.update(

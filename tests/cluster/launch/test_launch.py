@@ -85,6 +85,7 @@ def test_detach_attach_and_stop(cli, two_hosts):
     assert processes_of("long") == []
     again = cli("stop", "long")
     assert again.status == 0, again.stderr
+    assert cli("status", "long", "--json").json()["status"] == "cancelled"
 
 
 def test_the_controller_dies_and_attach_takes_over(cli, two_hosts):

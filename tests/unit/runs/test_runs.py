@@ -165,6 +165,13 @@ def test_state_of_a_success():
     assert not state.unwatched
 
 
+def test_a_stop_after_the_end_changes_nothing():
+    end = {"event": "end", "outcome": "succeeded", "exit_status": 0, "wall": 160.0}
+    stop = {"event": "decision", "action": "stop", "rule": "stop-requested"}
+    assert merged([{"event": "running"}, stop]).status is RunStatus.STOPPING
+    assert merged([{"event": "running"}, end, stop]).status is RunStatus.SUCCEEDED
+
+
 def test_read_state_of_an_empty_record(store):
     state = read_state(store.resolve("eval-1"))
     assert state.world_size == 2
