@@ -121,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", required=True, metavar="FILE", help="YAML of the run, or a shipped name")
     add("--run_mode", choices=MODES, help="default: run_mode of the file")
     add("--load_checkpoint", metavar="F", help="weights to start from (.ckpt or .safetensors)")
+    add(
+        "--resume_training",
+        metavar="WHAT",
+        help="True, or a checkpoint's file name: go on from the folder of --load_checkpoint",
+    )
     add("--predict_data", metavar="S", action="append",
         help="text to answer, or a file with one on each line; may be repeated")  # fmt: skip
     add("--device_id", type=int, metavar="N", help="device of a single process")

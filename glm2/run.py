@@ -90,7 +90,10 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     """Settings of the file with the command line's options in place of the file's keys."""
-    settings = load_settings(find_config(options.config), options.overrides)
+    overrides = list(options.overrides)
+    if options.resume_training:
+        overrides.append(f"resume_training={options.resume_training}")
+    settings = load_settings(find_config(options.config), overrides)
     changes: Dict[str, Any] = {}
     output = options.output_dir or environ.get("GLM2_OUTPUT_DIR")
     if output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from glm2.errors import ConfigError
 from glm2.yaml_source import Section, Source, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
+LATEST = "latest"
+CHECKPOINT_NAME = re.compile(r"^(?P<prefix>.+)-(?P<epoch>\d+)_(?P<step>\d+)\.ckpt$", re.ASCII)
+"""File name of a checkpoint: ``{prefix}_rank_{N}-{epoch}_{step}.ckpt``."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,17 @@ class Settings:
     """None: yes when RANK_SIZE is above 1."""
     run_mode: str
     do_eval: bool
-    """Evaluate after training."""
+    """Evaluate at the end of training, and in its course as the two intervals say."""
+    eval_step_interval: int
+    """Evaluate after so many steps; -1: not by steps."""
+    eval_epoch_interval: int
+    """Evaluate after so many epochs; -1: not by epochs."""
+    resume: str
+    """``resume_training``: the step to go on from: ``latest``, or the name of a checkpoint file
+    such as ``glm2_rank_0-2_120.ckpt``; empty: training begins at step 1."""
+    accumulation: int
+    """Batches whose gradients make one step: ``parallel_config.micro_batch_num``, or
+    ``runner_config.gradient_accumulation_steps``."""
     recompute: bool
     """Compute a layer's activations again in the backward pass instead of keeping them."""
     unused: Tuple[str, ...]
@@ -187,6 +201,9 @@ def parse_settings(source: Source) -> Settings:
     epochs = runner.take("epochs", int, 1)
     if epochs < 1:
         raise runner.error("epochs", f"is {epochs}; at least 1")
+    accumulation = runner.take("gradient_accumulation_steps", int, 1)
+    if accumulation < 1:
+        raise runner.error("gradient_accumulation_steps", f"is {accumulation}; at least 1")
     runner.ignore("sink_mode", "sink_size", "initial_epoch")
     runner.close()
 
@@ -198,7 +215,13 @@ def parse_settings(source: Source) -> Settings:
     clip = wrapper.take("use_clip_grad", bool, True)
     clip_norm = wrapper.take("max_grad_norm", float, 1.0)
     wrapper.close()
-    parallel = _parallel(top)
+    parallel, micro_batches = _parallel(top)
+    if micro_batches > 1 and accumulation > 1:
+        raise runner.error(
+            "gradient_accumulation_steps",
+            f"is {accumulation} while parallel_config.micro_batch_num is {micro_batches}",
+            "both mean the batches of a step: set one of them to 1",
+        )
     recompute = top.section("recompute_config")
     recompute_on = recompute.take("recompute", bool, False)
     recompute.ignore_rest()
@@ -220,6 +243,10 @@ def parse_settings(source: Source) -> Settings:
         use_parallel=top.take("use_parallel", bool, None),
         run_mode=top.take("run_mode", str, "train"),
         do_eval=top.take("do_eval", bool, False),
+        eval_step_interval=_interval(top, "eval_step_interval"),
+        eval_epoch_interval=_interval(top, "eval_epoch_interval"),
+        resume=_resume(top),
+        accumulation=max(accumulation, micro_batches),
         recompute=recompute_on,
         unused=(),
     )
@@ -236,7 +263,7 @@ _NO_EFFECT = (
     "remote_save_url", "trainer", "metric", "processor", "layer_decay", "lr_scale_factor",
     "parallel", "moe_config", "filepath_prefix", "autotune_per_step", "profile_start_step",
     "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
-    "eval_callbacks", "eval_step_interval", "eval_epoch_interval", "infer",
+    "eval_callbacks", "infer",
 )  # fmt: skip
 
 
@@ -381,7 +408,27 @@ def _checkpoints(callbacks: Sequence[Section]) -> Checkpoints:
     return found
 
 
-def _parallel(top: Section) -> Parallel:
+def _interval(top: Section, key: str) -> int:
+    interval: int = top.take(key, int, -1)
+    if interval < 1 and interval != -1:
+        raise top.error(key, f"is {interval}", "give a number from 1 on, or -1 for never")
+    return interval
+
+
+def _resume(top: Section) -> str:
+    """``resume_training``: a truth value, or as in MindFormers the name of a file."""
+    name = top.left.get("resume_training")
+    if isinstance(name, str):
+        if name != LATEST and not CHECKPOINT_NAME.search(name):
+            raise top.error(
+                "resume_training", f"is {name!r}", "give True, or a name as glm2_rank_0-2_120.ckpt"
+            )
+        return str(top.take("resume_training", str))
+    return LATEST if top.take("resume_training", bool, False) else ""
+
+
+def _parallel(top: Section) -> Tuple[Parallel, int]:
+    """``parallel_config``, and the micro batches of a step."""
     section = top.section("parallel_config")
     parallel = Parallel(
         data_parallel=section.take("data_parallel", int, 0),
@@ -389,7 +436,10 @@ def _parallel(top: Section) -> Parallel:
     )
     if parallel.data_parallel < 0 or parallel.model_parallel < 1:
         raise section.error("data_parallel", "and model_parallel must be at least 1")
-    for key in ("model_parallel", "pipeline_stage", "expert_parallel", "micro_batch_num"):
+    micro_batches = section.take("micro_batch_num", int, 1)
+    if micro_batches < 1:
+        raise section.error("micro_batch_num", f"is {micro_batches}; at least 1")
+    for key in ("model_parallel", "pipeline_stage", "expert_parallel"):
         value = parallel.model_parallel if key == "model_parallel" else section.take(key, int, 1)
         if value != 1:
             raise section.error(key, f"is {value}; only 1 is supported yet")
@@ -397,12 +447,12 @@ def _parallel(top: Section) -> Parallel:
     section.close()
     if top.take("micro_batch_interleave_num", int, 1) != 1:
         raise top.error("micro_batch_interleave_num", "is not supported", "set it to 1")
-    return parallel
+    return parallel, micro_batches
 
 
 def _refuse_features(top: Section) -> None:
     """Switches that would change the result, and that glm2 does not have: only off passes."""
-    for key in ("auto_trans_ckpt", "only_save_strategy", "resume_training", "layer_scale",
+    for key in ("auto_trans_ckpt", "only_save_strategy", "layer_scale",
                 "lr_scale", "auto_tune", "profile"):  # fmt: skip
         if top.take(key, bool, False):
             raise top.error(key, "is not supported", "set it to False")

@@ -115,6 +115,31 @@ class TestKeys:
         assert error.message.startswith("run.yaml:1: ")
 
 
+class TestTraining:
+    def test_micro_batches_and_accumulation_steps_are_the_batches_of_a_step(
+        self, tmp_path: Path
+    ) -> None:
+        assert load(tmp_path, "seed: 0").accumulation == 1
+        assert load(tmp_path, "parallel_config:\n  micro_batch_num: 4\n").accumulation == 4
+        text = "runner_config:\n  gradient_accumulation_steps: 3\n"
+        assert load(tmp_path, text).accumulation == 3
+        both = refusal(tmp_path, text, ["parallel_config.micro_batch_num=2"])
+        assert both.message.startswith("run.yaml:2: runner_config.gradient_accumulation_steps")
+
+    def test_intervals_of_evaluation_are_numbers_from_1_or_never(self, tmp_path: Path) -> None:
+        settings = load(tmp_path, "do_eval: True\neval_step_interval: 500\n")
+        assert (settings.eval_step_interval, settings.eval_epoch_interval) == (500, -1)
+        error = refusal(tmp_path, "eval_epoch_interval: 0\n")
+        assert error.message == "run.yaml:1: eval_epoch_interval is 0"
+
+    def test_training_resumes_at_the_latest_step_or_at_a_named_one(self, tmp_path: Path) -> None:
+        assert load(tmp_path, "resume_training: False\n").resume == ""
+        assert load(tmp_path, "resume_training: True\n").resume == "latest"
+        name = "glm2_rank_0-2_120.ckpt"
+        assert load(tmp_path, "seed: 0", [f"resume_training={name}"]).resume == name
+        assert refusal(tmp_path, "resume_training: weights\n").hint.startswith("give True")
+
+
 class TestNumbers:
     def test_exponents_without_a_point_and_none_are_read_as_the_guide_means_them(
         self, tmp_path: Path
