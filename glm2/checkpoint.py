@@ -10,42 +10,19 @@ import glob
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from glm2.errors import CheckpointError, ConfigError
+from glm2.weights import Progress, compare, is_state
 
 DOWNLOADS = Path("checkpoint_download") / "glm2"
 """Where weights that are given by name, such as ``glm2_6b``, are looked for."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands, as scalars of the checkpoint (MindFormers' names)."""
-
-    epoch_num: int = 0
-    """Epochs that are complete or under way, from 1."""
-    step_num: int = 0
-    """Steps since the beginning, skipped ones included."""
-    global_step: int = 0
-    """Updates of the weights: steps without the skipped ones."""
-    data_rows: int = 0
-    """Rows consumed by all ranks since the beginning: the position in the data."""
-    loss_scale: float = 1.0
-    scale_good_steps: int = 0
-    """Good steps that the loss scale has seen."""
-
-
-PROGRESS_NAMES = tuple(Progress.__dataclass_fields__)
-_NOT_WEIGHTS = re.compile(
-    r"^(adam_[mv]\.|accu_grads\.|(current_iterator_step|last_overflow_iterator_step|scale_sense|"
-    r"learning_rate|beta[12]_power)$)|rotary_pos_emb\.inv_freq$"
-)
 
 
 def save_checkpoint(
@@ -106,7 +83,7 @@ def load_weights(model: ms.nn.Cell, file: Path) -> None:
     """
     wanted = {p.name: p for p in model.get_parameters()}
     found = read_parameters(file)
-    weights = {name: value for name, value in found.items() if not _is_state(name)}
+    weights = {name: value for name, value in found.items() if not is_state(name)}
     problems = compare(
         {name: tuple(p.shape) for name, p in wanted.items()},
         {name: tuple(p.shape) for name, p in weights.items()},
@@ -132,31 +109,8 @@ def read_parameters(file: Path) -> Dict[str, Parameter]:
     return found
 
 
-def compare(
-    wanted: Mapping[str, Tuple[int, ...]], found: Mapping[str, Tuple[int, ...]]
-) -> List[str]:
-    """What differs between two sets of named shapes, in words; empty: nothing."""
-    problems = []
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
-    if missing:
-        problems.append(f"missing {', '.join(missing)}")
-    if unexpected:
-        problems.append(f"unexpected {', '.join(unexpected)}")
-    problems += [
-        f"{name} is {_shape(found[name])}, the model needs {_shape(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    return problems
-
-
 _ENDINGS = (".ckpt", ".safetensors")
 _STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
-
-
-def _is_state(name: str) -> bool:
-    return name in PROGRESS_NAMES or _NOT_WEIGHTS.search(name) is not None
 
 
 def _by_age(folder: Path, name: str) -> List[Path]:
@@ -174,10 +128,6 @@ def _reason(error: Exception) -> str:
     """The first line of what an error says, or its kind."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _shape(shape: Tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
 
 
 def _sync_folder(folder: Path) -> None:

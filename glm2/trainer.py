@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from glm2.checkpoint import Progress, save_checkpoint
+from glm2.checkpoint import save_checkpoint
 from glm2.data import Batches
 from glm2.metrics import Metrics, say
 from glm2.model import Glm2, learned_tokens, next_token_loss
@@ -22,6 +22,7 @@ from glm2.optimizer import AdamW, Scale, learning_rate
 from glm2.parallel import Layout, SumGradients, SumOverRanks
 from glm2.settings import Settings
 from glm2.strategy import write_strategy
+from glm2.weights import Progress
 
 STOPPED = 143
 """Exit status after SIGTERM, with the checkpoint saved."""

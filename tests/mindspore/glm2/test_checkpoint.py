@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Dict
 
 import mindspore as ms
 import numpy as np
 import pytest
 
 from glm2.checkpoint import (
-    PROGRESS_NAMES,
-    Progress,
     find_weights,
     load_weights,
     read_parameters,
@@ -22,6 +21,7 @@ from glm2.errors import CheckpointError, ConfigError
 from glm2.model import Glm2
 from glm2.optimizer import AdamW
 from glm2.settings import Optimizer
+from glm2.weights import PROGRESS_NAMES, Progress, weight_shapes
 from tests.mindspore.glm2.reference import random_weights
 
 CONFIG = ModelConfig(
@@ -61,6 +61,15 @@ def optimizer(model: Glm2) -> AdamW:
 def saved(model: Glm2, optimizer: AdamW, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = (*optimizer.weights, *optimizer.m, *optimizer.v)
     return save_checkpoint(tmp_path_factory.mktemp("saved"), "a_rank_0-2_3", state, PROGRESS, 5)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"add_qkv_bias": False}, {"post_layer_norm": False}, {"kv_channels": 4}]
+)
+def test_the_shapes_are_those_of_the_network(values: Dict[str, int]) -> None:
+    network = altered(**values)
+    found = {p.name: tuple(p.shape) for p in network.get_parameters()}
+    assert list(weight_shapes(network.config).items()) == list(found.items())
 
 
 def test_weights_come_back_bit_by_bit(model: Glm2, saved: Path) -> None:
