@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Optional
 
@@ -11,6 +12,54 @@ FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
 IGNORED_LABEL = -100
 """Label of the tokens of a training row that are not learned: prompt and padding."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """``model_config.pet_config``: adapters that are trained in place of the weights.
+
+    The output of an adapted linear layer is ``W x + lora_alpha / lora_rank · B A dropout(x)``.
+    """
+
+    pet_type: str = "lora"
+    """Nothing else is accepted."""
+    lora_rank: int = 8
+    """Rows of A and columns of B."""
+    lora_alpha: float = 32.0
+    """The adapters' part is multiplied by ``lora_alpha / lora_rank``."""
+    lora_dropout: float = 0.1
+    """Share of the adapters' input that is left out at random while training."""
+    target_modules: str = ".*query_key_value*"
+    """Regular expression for the names of the linear layers that are adapted."""
+
+    def __post_init__(self) -> None:
+        if self.pet_type != "lora":
+            raise ConfigError(
+                f"pet_config.pet_type is {self.pet_type!r}",
+                hint="glm2 has LoRA only: set it to lora",
+            )
+        if self.lora_rank < 1:
+            raise ConfigError(f"pet_config.lora_rank is {self.lora_rank}; at least 1")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ConfigError(
+                f"pet_config.lora_dropout is {self.lora_dropout}; at least 0 and below 1"
+            )
+        try:
+            re.compile(self.target_modules)
+        except re.error as error:
+            raise ConfigError(
+                f"pet_config.target_modules is no regular expression: {error}",
+                hint="for example '.*query_key_value*'",
+            ) from error
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' part is multiplied by."""
+        return self.lora_alpha / self.lora_rank
+
+    def adapts(self, name: str) -> bool:
+        """Whether the linear layer of this full name has adapters."""
+        return re.match(self.target_modules, name) is not None
 
 
 @dataclass(frozen=True)
@@ -65,11 +114,15 @@ class ModelConfig:
     quantization_bit: int = 0
     """Anything but 0 is refused: the weights are not quantised."""
     pre_seq_len: Optional[int] = None
-    """Prefix tuning; refused."""
+    """Prefix tuning; anything but None and 0 is refused."""
     prefix_projection: bool = False
-    """Prefix tuning; refused."""
+    """Prefix tuning; True is refused."""
     bias_dropout_fusion: bool = True
-    """A kernel choice of the original; it has no effect on the result and none here."""
+    """A kernel of the original for dropout; there is none to fuse here, as dropout is 0."""
+    rope_ratio: float = 1.0
+    """Anything but 1 is refused: it stretches the rotary base of longer-context relatives."""
+    pet_config: Optional[LoraConfig] = None
+    """LoRA; None: all weights are trained."""
 
     param_init_type: str = "float32"
     """Type of the weights: float32, float16 or bfloat16. The optimizer's state is float32."""
@@ -164,11 +217,16 @@ def _require_chatglm2(config: ModelConfig) -> None:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "quantization_bit": 0,
-        "pre_seq_len": None,
         "prefix_projection": False,
+        "rope_ratio": 1.0,
         "layernorm_compute_type": "float32",
         "softmax_compute_type": "float32",
     }
+    if config.pre_seq_len:  # the guide's files write None or 0
+        raise ConfigError(
+            f"model_config.pre_seq_len: {config.pre_seq_len} is not supported",
+            hint="glm2 has no prefix tuning: set it to None; pet_config has LoRA",
+        )
     for name, value in needed.items():
         if getattr(config, name) != value:
             raise ConfigError(

@@ -56,6 +56,12 @@ def layout_of(
                 hint="leave --use_parallel out, or start one process without RANK_SIZE",
             )
         return Layout()
+    if parallel.model_parallel != 1:
+        raise ConfigError(
+            f"parallel_config.model_parallel is {parallel.model_parallel}; glm2 cannot divide "
+            "layers among ranks yet",
+            hint="--set parallel_config.model_parallel=1, with data_parallel=0 for all ranks",
+        )
     data_parallel = parallel.data_parallel or max(world // parallel.model_parallel, 1)
     if data_parallel * parallel.model_parallel != world:
         raise ConfigError(

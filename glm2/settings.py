@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
 from glm2.config import ModelConfig
 from glm2.errors import ConfigError
+from glm2.model_section import read_model
 from glm2.yaml_source import Section, Source, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
+RUN_MODES = ("train", "finetune", "eval", "predict")
 LATEST = "latest"
 CHECKPOINT_NAME = re.compile(r"^(?P<prefix>.+)-(?P<epoch>\d+)_(?P<step>\d+)\.ckpt$", re.ASCII)
 """File name of a checkpoint: ``{prefix}_rank_{N}-{epoch}_{step}.ckpt``."""
@@ -98,6 +99,9 @@ class Checkpoints:
     """Save after so many steps, and always at the end; 0: only at the end."""
     keep: int = 5
     """Newest files of each rank that are kept."""
+    only_trainable: bool = False
+    """``parallel.strategy_ckpt_config.only_trainable_params``: checkpoints and strategy files
+    hold the adapters of LoRA alone, without the frozen weights."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,11 @@ class Parallel:
     data_parallel: int = 0
     """Ranks with the same weights and different rows; 0: all that model_parallel leaves."""
     model_parallel: int = 1
+    """Ranks that share each layer's weights, and the rows."""
+    optimizer_shard: bool = False
+    """``parallel.enable_parallel_optimizer``: each rank keeps its part of the optimizer's state."""
+    vocab_emb_dp: bool = True
+    """Keep the embedding whole on each rank; False: its rows are shared by model_parallel."""
 
 
 @dataclass(frozen=True)
@@ -188,14 +197,7 @@ def needed(dataset: Optional[Dataset], name: str) -> Dataset:
 def parse_settings(source: Source) -> Settings:
     """Settings from the values of a file."""
     top = Section(source, "", source.values)
-    model = top.section("model")
-    model_config = _model_config(model.section("model_config"))
-    architecture = model.section("arch")
-    if architecture.take("type", str, _ARCHITECTURE) != _ARCHITECTURE:
-        raise architecture.error("type", "is not supported", f"glm2 builds {_ARCHITECTURE}")
-    architecture.close()
-    model.close()
-
+    model = read_model(top)
     runner = top.section("runner_config")
     batch_size = runner.take("batch_size", int, None)
     epochs = runner.take("epochs", int, 1)
@@ -216,6 +218,15 @@ def parse_settings(source: Source) -> Settings:
     clip_norm = wrapper.take("max_grad_norm", float, 1.0)
     wrapper.close()
     parallel, micro_batches = _parallel(top)
+    context = top.section("parallel")
+    if context.take("enable_parallel_optimizer", bool, False):
+        # Kept for `describe`; training does not divide the state yet.
+        parallel = dataclasses.replace(parallel, optimizer_shard=True)
+        source.unused.append(context.name("enable_parallel_optimizer"))
+    strategy = context.section("strategy_ckpt_config")
+    only_trainable = strategy.take("only_trainable_params", bool, False)
+    strategy.ignore_rest()
+    context.ignore_rest()
     if micro_batches > 1 and accumulation > 1:
         raise runner.error(
             "gradient_accumulation_steps",
@@ -226,22 +237,25 @@ def parse_settings(source: Source) -> Settings:
     recompute_on = recompute.take("recompute", bool, False)
     recompute.ignore_rest()
     _refuse_features(top)
+    export = "infer" in top.left and train is None
     settings = Settings(
-        model=model_config,
+        model=model,
         device=_device(top.section("context")),
         train=train,
         eval=evaluation,
         optimizer=_optimizer(top.section("optimizer"), clip_norm if clip else 0.0),
         schedule=_schedule(top.section("lr_schedule")),
         loss_scale=scale,
-        checkpoints=_checkpoints(top.sections("callbacks")),
+        checkpoints=dataclasses.replace(
+            _checkpoints(top.sections("callbacks")), only_trainable=only_trainable
+        ),
         parallel=parallel,
         epochs=epochs,
         seed=top.take("seed", int, 0),
         output_dir=top.take("output_dir", str, "./output"),
         load_checkpoint=top.take("load_checkpoint", str, None) or "",
         use_parallel=top.take("use_parallel", bool, None),
-        run_mode=top.take("run_mode", str, "train"),
+        run_mode=_run_mode(top, "predict" if export else "train"),
         do_eval=top.take("do_eval", bool, False),
         eval_step_interval=_interval(top, "eval_step_interval"),
         eval_epoch_interval=_interval(top, "eval_epoch_interval"),
@@ -252,37 +266,19 @@ def parse_settings(source: Source) -> Settings:
     )
     top.ignore(*_NO_EFFECT)
     top.close()
+    _check_types(settings)
     return dataclasses.replace(settings, unused=tuple(source.unused))
 
-
-_ARCHITECTURE = "ChatGLM2ForConditionalGeneration"
 
 # Keys of the guide's files that change nothing here: services, tuning of Ascend's own
 # runtime, and registries that glm2 does not have.
 _NO_EFFECT = (
-    "remote_save_url", "trainer", "metric", "processor", "layer_decay", "lr_scale_factor",
-    "parallel", "moe_config", "filepath_prefix", "autotune_per_step", "profile_start_step",
+    "remote_save_url", "src_strategy_path_or_dir", "trainer", "metric", "processor",
+    "layer_decay", "lr_scale_factor",
+    "moe_config", "filepath_prefix", "autotune_per_step", "profile_start_step",
     "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
     "eval_callbacks", "infer",
 )  # fmt: skip
-
-
-def _model_config(section: Section) -> ModelConfig:
-    """ModelConfig from its keys; the types are those of the dataclass."""
-    if "pet_config" in section.left:
-        raise section.error("pet_config", "is not supported yet", "LoRA comes in a later version")
-    hints = typing.get_type_hints(ModelConfig)
-    values = {}
-    for field in dataclasses.fields(ModelConfig):
-        if field.name in section.left:
-            kind = int if hints[field.name] == Optional[int] else hints[field.name]
-            values[field.name] = section.take(field.name, kind, field.default)
-        section.known.append(field.name)
-    section.close()
-    try:
-        return ModelConfig(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{section.source.name}: {error.message}", hint=error.hint) from None
 
 
 def _dataset(top: Section, name: str, batch_size: Optional[int]) -> Optional[Dataset]:
@@ -408,6 +404,13 @@ def _checkpoints(callbacks: Sequence[Section]) -> Checkpoints:
     return found
 
 
+def _run_mode(top: Section, default: str) -> str:
+    mode: str = top.take("run_mode", str, default)
+    if mode not in RUN_MODES:
+        raise top.error("run_mode", f"is {mode!r}", f"use one of {', '.join(RUN_MODES)}")
+    return mode
+
+
 def _interval(top: Section, key: str) -> int:
     interval: int = top.take(key, int, -1)
     if interval < 1 and interval != -1:
@@ -433,21 +436,31 @@ def _parallel(top: Section) -> Tuple[Parallel, int]:
     parallel = Parallel(
         data_parallel=section.take("data_parallel", int, 0),
         model_parallel=section.take("model_parallel", int, 1),
+        vocab_emb_dp=section.take("vocab_emb_dp", bool, True),
     )
     if parallel.data_parallel < 0 or parallel.model_parallel < 1:
         raise section.error("data_parallel", "and model_parallel must be at least 1")
     micro_batches = section.take("micro_batch_num", int, 1)
     if micro_batches < 1:
         raise section.error("micro_batch_num", f"is {micro_batches}; at least 1")
-    for key in ("model_parallel", "pipeline_stage", "expert_parallel"):
-        value = parallel.model_parallel if key == "model_parallel" else section.take(key, int, 1)
+    for key in ("pipeline_stage", "expert_parallel"):
+        value = section.take(key, int, 1)
         if value != 1:
-            raise section.error(key, f"is {value}; only 1 is supported yet")
-    section.ignore("vocab_emb_dp", "gradient_aggregation_group", "optimizer_shard")
+            raise section.error(key, f"is {value}", "glm2 has no such parallelism: set it to 1")
+    section.ignore("gradient_aggregation_group", "optimizer_shard")
     section.close()
     if top.take("micro_batch_interleave_num", int, 1) != 1:
         raise top.error("micro_batch_interleave_num", "is not supported", "set it to 1")
     return parallel, micro_batches
+
+
+def _check_types(settings: Settings) -> None:
+    types = (settings.model.compute_dtype, settings.model.param_init_type)
+    if settings.device.target == "CPU" and "bfloat16" in types:
+        raise ConfigError(
+            "model_config: MindSpore has no bfloat16 on CPU",
+            hint="set compute_dtype and param_init_type to float32, or use an Ascend 910B",
+        )
 
 
 def _refuse_features(top: Section) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm2.config import ModelConfig
+from glm2.__main__ import main
+from glm2.config import LoraConfig, ModelConfig
 from glm2.errors import ConfigError, Glm2Error, UsageError
 from glm2.settings import (
     CONFIGS,
@@ -104,7 +105,12 @@ class TestKeys:
             ("callbacks: [{type: Unheard}]", "unknown callback 'Unheard'"),
             ("auto_tune: True", "auto_tune is not supported"),
             ("context: {device_target: TPU}", "context.device_target is 'TPU'"),
-            ("model: {model_config: {pet_config: {}}}", "model.model_config.pet_config"),
+            ("run_mode: export", "run_mode is 'export'"),
+            ("model: {arch: {type: Bert}}", "model.arch.type is not supported"),
+            ("model: {model_config: {pre_seq_len: 128}}", "pre_seq_len: 128 is not supported"),
+            ("model: {model_config: {pet_config: {pet_type: ptuning2, x: 1}}}", "is 'ptuning2'"),
+            ("model: {model_config: {pet_config: {lora_rank: 0}}}", "pet_config.lora_rank is 0"),
+            ("model: {model_config: {pet_config: {target_modules: '('}}}", "regular expression"),
         ],
     )
     def test_what_would_change_the_result_is_refused(
@@ -253,9 +259,99 @@ class TestFindConfig:
         assert "tiny_cpu" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_configuration_can_train(name: str) -> None:
-    check_row_length(load_settings(find_config(name)))
+GUIDES = {
+    "export_glm2_6b", "run_glm2_6b", "run_glm2_6b_finetune", "run_glm2_6b_finetune_2k",
+    "run_glm2_6b_finetune_2k_910b", "run_glm2_6b_finetune_910b", "run_glm2_6b_finetune_eval",
+    "run_glm2_6b_lora", "run_glm2_6b_lora_2k", "run_glm2_6b_lora_2k_910b",
+    "run_glm2_6b_lora_910b", "run_glm2_6b_lora_eval",
+}  # fmt: skip
+
+
+LINEARS = (
+    "transformer.encoder.layers.0.self_attention.query_key_value",
+    "transformer.encoder.layers.0.self_attention.dense",
+    "transformer.encoder.layers.0.mlp.dense_h_to_4h",
+    "transformer.output_layer",
+)
+
+
+class TestShipped:
+    def test_the_configurations_of_the_guide_are_there(self) -> None:
+        assert set(SHIPPED) >= GUIDES
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_each_can_do_what_it_is_for(self, name: str) -> None:
+        assert main(["check", "--config", name]) == 0
+        settings = load_settings(find_config(name))
+        assert (settings.train is not None) == (settings.run_mode in ("train", "finetune"))
+        lora = settings.model.pet_config
+        assert (lora is not None) == ("lora" in name)
+        if lora:
+            adapted = [name for name in LINEARS if lora.adapts(name)]
+            assert adapted == ["transformer.encoder.layers.0.self_attention.query_key_value"]
+
+    @pytest.mark.parametrize("name", sorted(GUIDES))
+    def test_those_of_the_guide_are_chatglm2_6b(self, name: str) -> None:
+        model = load_settings(find_config(name)).model
+        same = ("num_layers", "hidden_size", "ffn_hidden_size", "kv_channels", "padded_vocab_size",
+                "num_attention_heads", "multi_query_group_num", "layernorm_epsilon")  # fmt: skip
+        assert [getattr(model, key) for key in same] == [
+            getattr(ModelConfig(), key) for key in same
+        ]
+
+
+class TestLora:
+    TEXT = "model:\n  model_config:\n    pet_config:\n      pet_type: lora\n"
+
+    def test_pet_config_is_read(self, tmp_path: Path) -> None:
+        text = self.TEXT + "      lora_rank: 4\n      lora_alpha: 8\n      lora_dropout: 0\n"
+        lora = load(tmp_path, text + "      target_modules: '.*mlp.*'\n").model.pet_config
+        assert lora == LoraConfig(
+            lora_rank=4, lora_alpha=8.0, lora_dropout=0.0, target_modules=".*mlp.*"
+        )
+        assert lora.scale == 2.0
+
+    def test_the_older_names_of_the_guides_files_are_read(self, tmp_path: Path) -> None:
+        text = self.TEXT + "      reg_rules: '.*dense.*'\n  arch: {type: ChatGLM2WithLora}\n"
+        lora = load(tmp_path, text).model.pet_config
+        assert lora is not None
+        assert lora.target_modules == ".*dense.*"
+
+    def test_an_unknown_key_is_named_with_its_line(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, self.TEXT + "      lora_rnk: 4\n")
+        assert error.message == "run.yaml:5: unknown key model.model_config.pet_config.lora_rnk"
+        assert error.hint.startswith("did you mean lora_rank")
+
+    def test_an_empty_pet_config_is_none(self, tmp_path: Path) -> None:
+        assert load(tmp_path, "model: {model_config: {pet_config: }}\n").model.pet_config is None
+
+    def test_what_is_saved_and_divided_is_read_from_parallel(self, tmp_path: Path) -> None:
+        text = (
+            "parallel:\n  parallel_mode: 1\n  enable_parallel_optimizer: True\n"
+            "  strategy_ckpt_config: {save_file: a.ckpt, only_trainable_params: True}\n"
+        )
+        settings = load(tmp_path, text)
+        assert settings.checkpoints.only_trainable
+        assert settings.parallel.optimizer_shard
+        assert "parallel.parallel_mode" in settings.unused
+
+
+def test_a_wrong_value_of_the_model_is_placed_at_its_line(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "model:\n  model_config:\n    num_layers: 0\n")
+    assert error.message == "run.yaml:3: model_config.num_layers is 0; at least 1"
+
+
+def test_keys_of_the_guides_model_that_cannot_apply_are_named(tmp_path: Path) -> None:
+    text = "model:\n  model_config: {use_flash_attention: True, block_size: 16, pre_seq_len: 0}\n"
+    assert load(tmp_path, text).unused == (
+        "model.model_config.use_flash_attention", "model.model_config.block_size"
+    )  # fmt: skip
+
+
+def test_bfloat16_is_refused_where_mindspore_has_none(tmp_path: Path) -> None:
+    text = "context: {device_target: CPU}\nmodel: {model_config: {compute_dtype: bfloat16}}\n"
+    assert "MindSpore has no bfloat16 on CPU" in refusal(tmp_path, text).message
+    assert load(tmp_path, text.replace("CPU", "Ascend")).model.compute_dtype == "bfloat16"
 
 
 class TestModelConfig:
