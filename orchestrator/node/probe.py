@@ -28,11 +28,13 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 TOOL_TIMEOUT_S = 15.0
 NAME_TIMEOUT_S = 3.0
 _PORTS_TRIED = 1000
+
+_T = TypeVar("_T")
 
 
 def facts(devices: Sequence[int], workdir: str, port: Optional[int], tools: bool) -> Dict[str, Any]:
@@ -165,28 +167,35 @@ def _ask_hccn_tool(devices: Sequence[int], root: str) -> Tuple[Dict[int, str], D
 
 def _ask_device(tool: str, device: int) -> Tuple[Optional[str], str]:
     """Address of one device, or None and the reason."""
+    status, text, error = run_tool([tool, "-i", str(device), "-ip", "-g"])
+    if status is None:
+        return None, f"hccn_tool: {error}"
+    address = parse_hccn_ip(text)
+    if address is not None and status == 0:
+        return address, ""
+    said = one_line(text) or "no output"
+    return None, f"hccn_tool ended with status {status}: {said}"
+
+
+def run_tool(argv: Sequence[str]) -> Tuple[Optional[int], str, str]:
+    """Exit status and output of a tool, standard error included; or no status and the reason."""
     try:
         process = subprocess.Popen(
-            [tool, "-i", str(device), "-ip", "-g"],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     except OSError as error:
-        return None, f"hccn_tool: {error.strerror}"
+        return None, "", str(error.strerror)
     with process:
         try:
             output = process.communicate(timeout=TOOL_TIMEOUT_S)[0]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # not waited for yet: the id is still its own
-            return None, f"hccn_tool: no answer within {TOOL_TIMEOUT_S:g} s"
-    text = output.decode("utf-8", "replace")
-    address = parse_hccn_ip(text)
-    if address is not None and process.returncode == 0:
-        return address, ""
-    said = one_line(text) or "no output"
-    return None, f"hccn_tool ended with status {process.returncode}: {said}"
+            return None, "", f"no answer within {TOOL_TIMEOUT_S:g} s"
+    return process.returncode, output.decode("utf-8", "replace"), ""
 
 
 # Software
@@ -288,10 +297,15 @@ def _free_bytes(folder: str) -> Optional[int]:
 
 def _fqdn() -> Optional[str]:
     """None when the name service does not answer soon: it can hang for half a minute."""
-    answers: List[str] = []
-    asking = threading.Thread(target=lambda: answers.append(socket.getfqdn()), daemon=True)
+    return within(NAME_TIMEOUT_S, socket.getfqdn)
+
+
+def within(seconds: float, ask: Callable[[], _T]) -> Optional[_T]:
+    """What ``ask`` answers, or None when it does not in time; it is then left behind."""
+    answers: List[_T] = []
+    asking = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
     asking.start()
-    asking.join(NAME_TIMEOUT_S)
+    asking.join(seconds)
     return answers[0] if answers else None
 
 
