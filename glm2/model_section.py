@@ -16,8 +16,9 @@ ARCHITECTURES = ("ChatGLM2ForConditionalGeneration", "ChatGLM2WithLora")
 # Keys of the guide's files that cannot apply: kernels and caches of MindFormers' own, and
 # tokens that the tokenizer knows by itself.
 _NO_EFFECT = (
-    "use_flash_attention", "is_sample_acceleration", "is_dynamic", "block_size", "num_blocks",
-    "offset", "pp_interleave_num", "gmask_token_id", "bos_token_id",
+    "use_flash_attention", "use_prompt_flash_attention", "use_incre_flash_attention",
+    "is_sample_acceleration", "is_dynamic", "block_size", "num_blocks", "offset",
+    "pp_interleave_num", "gmask_token_id", "bos_token_id",
 )  # fmt: skip
 
 Config = TypeVar("Config", LoraConfig, ModelConfig)
