@@ -43,9 +43,9 @@ def launch(
     """
     from orchestrator.cli import request as requests
     from orchestrator.cli.ending import follow_to_end
-    from orchestrator.cli.plan import print_plan
+    from orchestrator.cli.plan import print_plan, say_notes
     from orchestrator.cli.progress import steps_shown
-    from orchestrator.engine.check import check_config
+    from orchestrator.engine.check import check_job
     from orchestrator.engine.control import is_running
     from orchestrator.engine.hosts import connected
     from orchestrator.engine.launch import open_run, start_run
@@ -54,16 +54,18 @@ def launch(
 
     inventory = requests.read_inventory(inventory_file, limit)
     inventory = requests.with_devices(inventory, request["devices"])
+    inventory, notes = requests.without_quarantined(inventory)
     run_id = request["run_id"] or ("dry-run" if dry_run else None)
     job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
-    check_config(job)
+    check_job(job, inventory.hosts)
     if dry_run:
-        print_plan(requests.plan_offline(inventory, job, None), output)
+        print_plan(requests.plan_offline(inventory, job, None, notes), output)
         return
     store = RunStore(home())
     with connected(inventory.hosts) as transports:
         with steps_shown() as progress:
-            plan = requests.plan_live(inventory, job, transports, progress)
+            plan = requests.plan_live(inventory, job, transports, progress, notes)
+        say_notes(plan)
         _confirm(plan, yes)
         run = open_run(store, inventory, plan, transports)
         say(f"run {plan.run_id}: {_ranks_on_hosts(plan)}")

@@ -33,17 +33,19 @@ def plan(
 ) -> None:
     """Print the plan of a launch: ranks, hosts, devices and every file that would be sent.
 
-    The same inputs give the same bytes. Device IPs come from the inventory or from --facts.
+    The same inputs give the same bytes. Device IPs come from the inventory or from --facts. Spares
+    take the places of quarantined hosts (see `glm2-orch hosts`).
     """
     from orchestrator.cli import request as requests
-    from orchestrator.engine.check import check_config
+    from orchestrator.engine.check import check_job
 
     inventory = requests.read_inventory(inventory_file, limit)
     inventory = requests.with_devices(inventory, request["devices"])
+    inventory, notes = requests.without_quarantined(inventory)
     run_id = request["run_id"] or "dry-run"
     job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
-    check_config(job)
-    made = requests.plan_offline(inventory, job, facts_file)
+    check_job(job, inventory.hosts)
+    made = requests.plan_offline(inventory, job, facts_file, notes)
     if out_dir is not None:
         with writing_to(out_dir):
             _write(made, Path(out_dir))
@@ -71,6 +73,13 @@ def print_plan(plan: Plan, output: str) -> None:
         f"{plan.mode} on {plan.cluster}: {plan.world_size} ranks on {len(plan.hosts)} hosts, "
         f"recipe {plan.recipe}, {files} files, digest {plan.digest[:12]}"
     )
+    say_notes(plan)
+
+
+def say_notes(plan: Plan) -> None:
+    """What a person should know before the plan is carried out."""
+    for note in plan.notes:
+        say(f"note: {note}")
 
 
 def _write(plan: Plan, out: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import click
 
@@ -98,7 +98,8 @@ def read_inventory(inventory_file: str, limit: Optional[str]) -> Inventory:
 
 
 def with_devices(inventory: Inventory, devices: Optional[str]) -> Inventory:
-    """The inventory with the devices of ``--devices`` on every host."""
+    """The inventory with the devices of ``--devices`` on every host; spares that lack one of
+    them are left out. Raises UsageError, naming the hosts, when a host lacks one."""
     from orchestrator.inventory import DevicesError, parse_devices
 
     if devices is None:
@@ -107,7 +108,30 @@ def with_devices(inventory: Inventory, devices: Optional[str]) -> Inventory:
         chosen = parse_devices(devices)
     except DevicesError as error:
         raise UsageError(f"--devices: {error}", hint=error.hint) from None
-    return replace(inventory, hosts=tuple(_with_devices(host, chosen) for host in inventory.hosts))
+    lacking = [host for host in inventory.hosts if not set(chosen) <= set(host.devices)]
+    if lacking:
+        first = lacking[0]
+        absent = ", ".join(str(device) for device in chosen if device not in first.devices)
+        more = f" (nor {len(lacking) - 1} more hosts all of these)" if len(lacking) > 1 else ""
+        raise UsageError(
+            f"--devices {devices}: {inventory.source} gives {first.name} no device {absent}{more}",
+            hint=f"choose among {', '.join(map(str, first.devices))}, or change `devices` there",
+        )
+    hosts = tuple(_narrowed(host, chosen) for host in inventory.hosts)
+    spares = (host for host in inventory.spares if set(chosen) <= set(host.devices))
+    return replace(inventory, hosts=hosts, spares=tuple(_narrowed(host, chosen) for host in spares))
+
+
+def without_quarantined(inventory: Inventory) -> Tuple[Inventory, Tuple[str, ...]]:
+    """The inventory with spares in the places of quarantined hosts, and notes that say so.
+
+    Raises HostNotReady, naming every quarantined host, when there are too few spares.
+    """
+    from orchestrator.inventory import working_hosts
+    from orchestrator.runs.layout import home
+    from orchestrator.runs.quarantine import Quarantine
+
+    return working_hosts(inventory, Quarantine(home(), inventory.cluster).entries())
 
 
 def build_job(
@@ -138,11 +162,13 @@ def build_job(
     )
 
 
-def plan_offline(inventory: Inventory, job: Job, facts_file: Optional[str]) -> Plan:
+def plan_offline(
+    inventory: Inventory, job: Job, facts_file: Optional[str], notes: Sequence[str] = ()
+) -> Plan:
     """The plan from what is declared or kept in a file; no host is asked."""
     from orchestrator.planning.planner import plan
 
-    return plan(inventory, job, {} if facts_file is None else _read_facts(facts_file))
+    return plan(inventory, job, {} if facts_file is None else _read_facts(facts_file), notes)
 
 
 def plan_live(
@@ -150,6 +176,7 @@ def plan_live(
     job: Job,
     transports: Mapping[str, Transport],
     progress: Callable[[str], None],
+    notes: Sequence[str] = (),
 ) -> Plan:
     """The plan from what the hosts say now. Raises when a host cannot run the job."""
     from orchestrator.engine.gather import check_ready, gather
@@ -161,20 +188,13 @@ def plan_live(
     raw = gather(inventory.hosts, transports, scheduler_port=port, progress=progress)
     facts = {name: parse_facts(fields, host=name) for name, fields in raw.items()}
     check_ready(inventory.hosts, facts, needs_mindspore=not job.worker_command)
-    return plan(inventory, job, facts)
+    return plan(inventory, job, facts, notes)
 
 
-def _with_devices(host: Host, devices: tuple[int, ...]) -> Host:
-    if not host.device_ips:
-        return replace(host, devices=devices)
+def _narrowed(host: Host, devices: Tuple[int, ...]) -> Host:
     ips = dict(zip(host.devices, host.device_ips))
-    unknown = [device for device in devices if device not in ips]
-    if unknown:
-        raise UsageError(
-            f"--devices: {host.name} declares no device_ips for device {unknown[0]}",
-            hint=f"choose among {', '.join(map(str, host.devices))}",
-        )
-    return replace(host, devices=devices, device_ips=tuple(ips[device] for device in devices))
+    device_ips = tuple(ips[device] for device in devices) if ips else ()
+    return replace(host, devices=devices, device_ips=device_ips)
 
 
 def _new_run_id(mode: str) -> str:

@@ -17,6 +17,7 @@ from orchestrator.inventory.model import (
 )
 from orchestrator.inventory.patterns import PatternError, expand
 from orchestrator.inventory.read import load_inventory, parse_inventory
+from orchestrator.inventory.standby import Quarantined, utc, working_hosts
 
 __all__ = [
     "FOURS_OF_910",
@@ -25,6 +26,7 @@ __all__ = [
     "Host",
     "Inventory",
     "PatternError",
+    "Quarantined",
     "ServerId",
     "SshAddress",
     "SshOptions",
@@ -34,4 +36,6 @@ __all__ = [
     "parse_devices",
     "parse_inventory",
     "unfit_for_910",
+    "utc",
+    "working_hosts",
 ]

@@ -69,6 +69,8 @@ class Plan:
     """Whether the hosts need the ``glm2`` package in ``<run dir>/code``."""
     rank_table: Optional[str] = None
     """Text of the merged rank table (recipe ascend_ranktable)."""
+    notes: Tuple[str, ...] = ()
+    """What a person should know before it starts: who stands in for whom, odd layouts."""
 
     @functools.cached_property
     def digest(self) -> str:
@@ -99,6 +101,7 @@ class Plan:
             "grace_s": self.grace_s,
             "heartbeat_s": self.heartbeat_s,
             "ships_worker": self.ships_worker,
+            "notes": list(self.notes),
             "rank_table": None if self.rank_table is None else keep(self.rank_table),
             "hosts": [
                 {
@@ -161,6 +164,7 @@ def _plan(top: Mapping[str, Any]) -> Plan:
         heartbeat_s=float(top["heartbeat_s"]),
         ships_worker=bool(top["ships_worker"]),
         rank_table=None if table is None else _text(texts[table]),
+        notes=tuple(_text(note) for note in top["notes"]),
     )
 
 

@@ -24,7 +24,7 @@ from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.plan import HostPlan, Plan, PlannedFile, PlannedProcess
 from orchestrator.planning.ranktable import rank_order
 from orchestrator.planning.render import render
-from orchestrator.planning.topology import check_layout
+from orchestrator.planning.strategy import check_strategy
 from orchestrator.worker_config import set_value
 from orchestrator.yaml_positions import dump
 
@@ -34,19 +34,21 @@ SPEC_FILE = "spec.json"
 SCHEDULER = "scheduler"
 
 
-def plan(inventory: Inventory, job: Job, facts: Mapping[str, HostFacts]) -> Plan:
+def plan(
+    inventory: Inventory, job: Job, facts: Mapping[str, HostFacts], notes: Sequence[str] = ()
+) -> Plan:
     """Everything that a launch of ``job`` on the hosts of ``inventory`` will do.
 
     Ranks are numbered by ``rank_order`` of the servers, then by device, whatever the
     recipe. ``facts`` (by host name) may be empty where the inventory declares ``device_ips`` or
-    the recipe needs none. Raises PlanError or RankTableError when the job cannot run so.
+    the recipe needs none. ``notes`` say how the hosts were chosen (``working_hosts``); warnings
+    about the job's layout join them. Raises PlanError or RankTableError when the job cannot run so.
     """
     hosts = rank_order(inventory.hosts, lambda host: host.server_id)
     world_size = sum(len(host.devices) for host in hosts)
     target = _one_target(hosts)
     _check_mode(job, world_size)
-    if job.config is not None and world_size > 1:
-        check_layout(job.config, world_size)
+    warnings = check_strategy(job, [len(host.devices) for host in hosts])
     recipe = choose_recipe(job, target, world_size)
     launch = _Launch(job, target, world_size, hosts, facts)
     table: Optional[str] = None
@@ -71,6 +73,7 @@ def plan(inventory: Inventory, job: Job, facts: Mapping[str, HostFacts]) -> Plan
         heartbeat_s=job.heartbeat_s,
         ships_worker=not job.worker_command or scheduler is not None,
         rank_table=table,
+        notes=(*notes, *warnings),
     )
 
 

@@ -300,6 +300,7 @@ PARALLEL = "parallel_config:\n  data_parallel: 2\n  model_parallel: 1\n"
         (PARALLEL.replace("model_parallel: 1", "model_parallel: 2"), "[0,4)"),
         ("parallel_config:\n  model_parallel: 2\n", "[0,6)"),
         ("parallel_config:\n", "[0,6)"),
+        ("parallel_config: {data_parallel: 0, model_parallel: 2}", "[0,6)"),  # 0: all that fit
         (PARALLEL, "[0,1)"),  # one rank is not parallel
     ],
 )
@@ -312,8 +313,8 @@ def test_layouts_that_fit(text: str, devices: str) -> None:
     [
         (PARALLEL, "data_parallel 2 · model_parallel 1 · pipeline_stage 1 = 2", (2, 18), "=4"),
         ("parallel_config: {model_parallel: 3}", "does not divide 4 ranks", (1, 35), ""),
-        ("parallel_config: {data_parallel: x}", "not a number from 1 up", (1, 34), "--set"),
-        ("parallel_config: {data_parallel: 0}", "not a number from 1 up", (1, 34), "--set"),
+        ("parallel_config: {data_parallel: x}", "not a number from 0 up", (1, 34), "--set"),
+        ("parallel_config: {model_parallel: 0}", "not a number from 1 up", (1, 35), "--set"),
         (
             "parallel_config: {data_parallel: 1, model_parallel: 8}",
             "= 8, but there are 4 ranks",
