@@ -17,6 +17,7 @@ other commands:
   python -m glm2 sample-data --out DIR   write the built-in data set and its tokenizer
   python -m glm2 scheduler               MindSpore's scheduler process (variables MS_*)
   python -m glm2 check --config FILE     judge a configuration, without MindSpore
+  python -m glm2 convert --from A --to B official Hugging Face weights to MindSpore's, or back
 
 example:
   python -m glm2 --config tiny_cpu --run_mode finetune
@@ -33,6 +34,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return _scheduler(words[1:])
         if words[:1] == ["check"]:
             return _check(words[1:])
+        if words[:1] == ["convert"]:
+            return _convert(words[1:])
         return _work(words)
     except Glm2Error as error:
         print(f"error: {error.message}", file=sys.stderr)
@@ -107,6 +110,12 @@ def _scheduler(words: List[str]) -> int:
     from glm2.scheduler import serve
 
     return serve(os.environ)
+
+
+def _convert(words: List[str]) -> int:
+    from glm2.convert import command
+
+    return command(words)
 
 
 def _parser() -> argparse.ArgumentParser:
