@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from glm2.errors import Glm2Error, LostRank, UsageError
+from glm2.errors import ConfigError, Glm2Error, LostRank, UsageError
 
 MODES = ("train", "finetune", "eval", "predict")
 
@@ -71,15 +71,29 @@ def _check(words: List[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--run_mode", choices=MODES)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="K=V")
+    parser.add_argument("--ranks", type=_count, metavar="N", help="processes there will be")
+    parser.add_argument("--host_ranks", type=_count, metavar="N", help="how many share a host")
     options = parser.parse_args(words)
-    from glm2.settings import check_row_length, find_config, load_settings
+    from glm2.check import judge
+    from glm2.settings import find_config, parse_settings
+    from glm2.yaml_source import read_yaml
 
-    settings = load_settings(find_config(options.config), options.overrides)
-    if (options.run_mode or settings.run_mode) in ("train", "finetune"):
-        check_row_length(settings)
-    for key in settings.unused:
-        print(f"warning: {key} has no effect", file=sys.stderr)
-    return 0
+    source = read_yaml(find_config(options.config), options.overrides)
+    settings = parse_settings(source)
+    verdict = judge(
+        settings,
+        source,
+        options.run_mode or settings.run_mode,
+        ranks=options.ranks,
+        host_ranks=options.host_ranks,
+    )
+    for fault in verdict.faults:
+        print(f"error: {fault.message}", file=sys.stderr)
+        if fault.hint:
+            print(f"  → {fault.hint}", file=sys.stderr)
+    for warning in (*verdict.warnings, *(f"{key} has no effect" for key in settings.unused)):
+        print(f"warning: {warning}", file=sys.stderr)
+    return ConfigError.exit_status if verdict.faults else 0
 
 
 def _sample_data(words: List[str]) -> int:
@@ -145,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", dest="overrides", action="append", default=[], metavar="K=V",
         help="set a key of the file, such as runner_config.epochs=2")  # fmt: skip
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)
 
 
 def _truth(text: str) -> bool:
