@@ -116,8 +116,9 @@ def _check_inside_host(values: _Values, model: int, devices: Sequence[int]) -> N
     odd = next((count for count in devices if count % model), None)
     if odd is not None:
         values.odd(
-            f"model_parallel {model} does not fit inside a host with {odd} devices: its sums in "
-            "every layer go over the network between hosts",
+            f"model_parallel {model} does not fit inside a host with {odd} "
+            f"device{'' if odd == 1 else 's'}: its sums in every layer go over the network "
+            "between hosts",
             (LAYOUT, "model_parallel"),
         )
 

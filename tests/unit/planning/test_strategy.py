@@ -144,7 +144,7 @@ def test_warnings_become_notes_of_the_plan() -> None:
     text = "parallel_config: {data_parallel: 2, model_parallel: 2}\n"
     made = plan(cpu("10.0.0.[1-4]", "[0,1)"), job(config=config(text)), {}, ["x stands in"])
     assert made.notes[0] == "x stands in"
-    assert "does not fit inside a host with 1 devices" in made.notes[1]
+    assert "does not fit inside a host with 1 device:" in made.notes[1]
     assert '"notes"' in made.to_json()
 
 
