@@ -281,7 +281,7 @@ def _whole_file(file: Path) -> Iterator[BinaryIO]:
 
 @dataclass(frozen=True)
 class _Counted:
-    """A tensor whose blocks are reported when they are read."""
+    """A tensor whose blocks are reported as they are read."""
 
     content: Content
     add: Callable[[int, str], None]
@@ -300,8 +300,8 @@ class _Counted:
 
     def blocks(self) -> Iterator[bytes]:
         for block in self.content.blocks():
-            yield block
             self.add(len(block), self.name)
+            yield block
 
 
 def _counted(tensors: Sequence[Content], total: int, report: Progress) -> List[Content]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import replace
 from math import prod
@@ -33,6 +35,11 @@ _UNREADABLE = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError,
     OverflowError, MemoryError, RecursionError, ImportError,
 )  # fmt: skip
+# What zipfile ends in when an archive is cut off or damaged.
+_NO_ARCHIVE = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError,
+    zlib.error, struct.error,
+)  # fmt: skip
 
 
 def index_torch(file: Path) -> Dict[str, StoredTensor]:
@@ -41,14 +48,15 @@ def index_torch(file: Path) -> Dict[str, StoredTensor]:
     CheckpointError for a file that is no archive of ``torch.save``, that is cut off, that holds
     anything but a dict of tensors, or whose pickle names a function: that is not called.
     """
-    try:
-        with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            return _index(file, stream, archive)
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(
-            f"{file} is no complete file of torch.save: {error}",
-            hint="copy the file again; one of PyTorch before 1.6 must be saved again with a newer",
-        ) from error
+    with file.open("rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                return _index(file, stream, archive)
+        except _NO_ARCHIVE as error:
+            raise CheckpointError(
+                f"{file} is no complete file of torch.save: {error}",
+                hint="copy the file again; what PyTorch before 1.6 wrote, save with a newer one",
+            ) from error
 
 
 class _Storage(NamedTuple):
