@@ -8,13 +8,14 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 import orchestrator.node
 from orchestrator.engine.hosts import on_all
 from orchestrator.engine.supervisor import last_object
-from orchestrator.errors import HostNotReady, OrchError, one_error
+from orchestrator.errors import HostNotReady, one_error
 from orchestrator.inventory import Host
 from orchestrator.planning.facts import HostFacts
+from orchestrator.preflight.findings import as_errors
+from orchestrator.preflight.room import essential_findings
 from orchestrator.transport.base import Completed, Transport
 
 Progress = Callable[[str], None]
-_MINIMUM_FREE = 64 << 20
 
 
 def gather(
@@ -48,62 +49,33 @@ def check_ready(
     hosts: Sequence[Host], facts: Mapping[str, HostFacts], *, needs_mindspore: bool
 ) -> None:
     """Raise HostNotReady (or HostErrors) for hosts on which the job cannot even begin."""
-    errors = [
-        error for host in hosts for error in _problems(host, facts[host.name], needs_mindspore)
-    ]
+    errors = as_errors(
+        finding
+        for host in hosts
+        for finding in essential_findings(host, facts[host.name], mindspore=needs_mindspore)
+    )
     if errors:
         raise one_error(f"{len(errors)} problems on the hosts", errors)
 
 
-def _problems(host: Host, facts: HostFacts, needs_mindspore: bool) -> list[OrchError]:
-    found: list[OrchError] = []
-    workdir = facts.workdir
-    if workdir is not None and workdir.writable is False:
-        found.append(
-            HostNotReady(
-                f"the workdir {host.workdir} cannot be written: {workdir.error or 'no permission'}",
-                hint="give the user write access, or set another workdir in the inventory",
-                host=host.name,
-            )
+def no_answer(host: Host, done: Completed, program: str) -> HostNotReady:
+    """The error for a ``program`` sent to a host's Python that printed no answer."""
+    tail = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
+    if done.exit_status in (126, 127):
+        return HostNotReady(
+            f"cannot run {host.python}: {tail[0]}",
+            hint="install Python 3.7 or newer there, or set `python:` in the inventory",
+            host=host.name,
         )
-    elif (
-        workdir is not None
-        and workdir.free_bytes is not None
-        and workdir.free_bytes < _MINIMUM_FREE
-    ):
-        found.append(
-            HostNotReady(
-                f"the workdir {host.workdir} is full: {workdir.free_bytes >> 20} MiB are free",
-                hint="free some space, or set another workdir in the inventory",
-                host=host.name,
-            )
-        )
-    if needs_mindspore and facts.mindspore is None:
-        found.append(
-            HostNotReady(
-                f"{host.python} has no MindSpore"
-                + (f": {facts.mindspore_error}" if facts.mindspore_error else ""),
-                hint=f"install it there: {host.python} -m pip install mindspore 'numpy<2'; "
-                "or set `python:` in the inventory to the interpreter that has it",
-                host=host.name,
-            )
-        )
-    return found
+    return HostNotReady(
+        f"the {program} ended with status {done.exit_status}: {tail[0]}",
+        hint=f"try by hand: ssh {host.address} {host.python} --version",
+        host=host.name,
+    )
 
 
 def _answer(host: Host, done: Completed) -> Mapping[str, Any]:
     answer = last_object(done.stdout)
     if done.ok and isinstance(answer, dict):
         return answer
-    tail = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
-    if done.exit_status in (126, 127):
-        raise HostNotReady(
-            f"cannot run {host.python}: {tail[0]}",
-            hint="install Python 3.7 or newer there, or set `python:` in the inventory",
-            host=host.name,
-        )
-    raise HostNotReady(
-        f"the probe ended with status {done.exit_status}: {tail[0]}",
-        hint=f"try by hand: ssh {host.address} {host.python} --version",
-        host=host.name,
-    )
+    raise no_answer(host, done, "probe")
