@@ -9,6 +9,7 @@ from orchestrator.cli.results import print_results
 from orchestrator.errors import HostUnreachable, JobCancelled, JobFailed, OrchError
 
 if TYPE_CHECKING:
+    from orchestrator.diagnosis.cause import Diagnosis
     from orchestrator.engine.launch import OpenRun
     from orchestrator.runs.layout import RunPaths
     from orchestrator.runs.state import RunState
@@ -40,14 +41,15 @@ def tell_ending(paths: RunPaths, output: str) -> None:
     state = read_state(paths)
     if output == "json":
         print_json(state_record(state))
-    error = ending_error(state)
+    answer = _diagnosis(paths, state)
+    error = ending_error(state, answer)
     if error is None:
         took = seconds((state.ended or 0) - (state.created or 0))
         if output == "table":
             print_results(state)
         say(f"run {state.run_id} succeeded: {len(state.ranks)} of {len(state.ranks)} ranks, {took}")
         return
-    for line in _evidence(paths, state):
+    for line in _evidence(paths, state, answer):
         say(line)
     if output == "json":
         # The state is on stdout already: only the talk and the exit status remain.
@@ -56,9 +58,18 @@ def tell_ending(paths: RunPaths, output: str) -> None:
     raise error
 
 
-def ending_error(state: RunState) -> Optional[OrchError]:
-    """The error that the ending of a run stands for; None for success."""
+def ending_error(state: RunState, answer: Optional[Diagnosis] = None) -> Optional[OrchError]:
+    """The error that the ending of a run stands for; None for success.
+
+    Its sentence is that of ``answer`` where the logs told more than the exit codes.
+    """
     cause = (state.cause or {}).get("sentence") or "the cause is not known"
+    rank = (state.cause or {}).get("rank")
+    if answer is not None and _tells_more(answer):
+        from orchestrator.diagnosis.report import headline
+
+        cause = headline(answer)
+        rank = answer.who[0].rank if answer.who else rank
     if state.exit_status == 0:
         return None
     if state.exit_status == 5:
@@ -70,20 +81,37 @@ def ending_error(state: RunState) -> Optional[OrchError]:
         return JobCancelled(f"run {state.run_id} was stopped", hint="")
     return JobFailed(
         f"run {state.run_id} failed: {cause}",
-        hint=f"read the log: glm2-orch logs {state.run_id}{_rank_option(state)}",
+        hint=f"read the log: glm2-orch logs {state.run_id}"
+        + ("" if rank is None else f" --rank {rank}"),
     )
 
 
-def _rank_option(state: RunState) -> str:
-    rank = (state.cause or {}).get("rank")
-    return "" if rank is None else f" --rank {rank}"
+def _diagnosis(paths: RunPaths, state: RunState) -> Optional[Diagnosis]:
+    """What the logs of a failed run say of its cause. Whatever is wrong with a table of
+    signatures, the run's ending is told."""
+    from orchestrator.engine.diagnose import diagnose_run, tables
+
+    if state.status.value != "failed":
+        return None
+    try:
+        return diagnose_run(paths, tables())
+    except OrchError as error:
+        say(f"no diagnosis: {error}")
+        return None
 
 
-def _evidence(paths: RunPaths, state: RunState) -> List[str]:
-    """The last lines of the process that failed first."""
+def _tells_more(answer: Diagnosis) -> bool:
+    return answer.signature is not None
+
+
+def _evidence(paths: RunPaths, state: RunState, answer: Optional[Diagnosis]) -> List[str]:
+    """The first cause where it is known, else the last lines of the process that failed first."""
+    from orchestrator.diagnosis.report import block
     from orchestrator.logs.tail import read_lines
     from orchestrator.logs.text import decode_line
 
+    if answer is not None and _tells_more(answer):
+        return block(answer)
     process = (state.cause or {}).get("process")
     if not isinstance(process, str):
         return []

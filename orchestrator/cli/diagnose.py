@@ -1,0 +1,100 @@
+"""``glm2-orch diagnose``: the first cause of a failure, with its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Optional, Tuple
+
+import click
+
+from orchestrator.cli.output import output_option, print_json, say
+from orchestrator.errors import PartialFailure
+
+if TYPE_CHECKING:
+    from orchestrator.diagnosis.cause import Diagnosis
+    from orchestrator.diagnosis.signatures import SignatureTable
+    from orchestrator.runs.layout import RunPaths
+
+
+@click.command()
+@click.argument("run", metavar="[RUN|DIR]", default="latest")
+@click.option(
+    "--signatures",
+    multiple=True,
+    metavar="FILE",
+    help="A table of your own error lines, tried first. May be given more than once.",
+)
+@click.option("--whole", is_flag=True, help="Read long logs line by line to the last byte.")
+@output_option("table", "json")
+def diagnose(run: str, signatures: Tuple[str, ...], whole: bool, output: str) -> None:
+    """Say what failed first, why, and what to do.
+
+    RUN is a run of ours, ended or not (default: latest); DIR a folder of logs from anywhere, or
+    one log file.
+
+    \b
+    Exit status: 0 a cause was found, or the run is well; 11 it failed and no cause was found;
+    2 no such run or folder; 3 a table of signatures is wrong.
+    """
+    from orchestrator.cli.progress import steps_shown
+    from orchestrator.diagnosis.report import block, record
+    from orchestrator.engine.diagnose import tables
+
+    table = tables([Path(file) for file in signatures])
+    paths = _run(run)
+    if paths is not None and _is_well(paths, output):
+        return
+    with steps_shown() as progress:
+        answer = _answer(paths, Path(run), table, whole, progress)
+    if output == "json":
+        print_json({"run_id": paths.run_id if paths else None, **record(answer)})
+    else:
+        for line in block(answer):
+            click.echo(line)
+    if not answer.found:
+        if output == "json":
+            raise SystemExit(PartialFailure.exit_status)
+        raise PartialFailure(
+            "no cause was found in the logs",
+            hint="if a log shows it, teach it: glm2-orch diagnose --signatures FILE",
+        )
+
+
+def _answer(
+    paths: Optional[RunPaths],
+    folder: Path,
+    table: SignatureTable,
+    whole: bool,
+    progress: Callable[[str], None],
+) -> Diagnosis:
+    from orchestrator.diagnosis.cause import first_cause
+    from orchestrator.diagnosis.folder import read_folder
+    from orchestrator.engine.diagnose import diagnose_run
+
+    if paths is not None:
+        return diagnose_run(paths, table, whole=whole, progress=progress)
+    return first_cause(read_folder(folder, table, whole=whole, progress=progress))
+
+
+def _run(name: str) -> Optional[RunPaths]:
+    """The run that is meant; None where a folder or file is."""
+    from orchestrator.runs.layout import RunPaths, RunStore, home
+
+    path = Path(name)
+    if path.exists() or "/" in name:
+        ours = RunPaths(path.absolute())
+        return ours if ours.plan.exists() and ours.journal.exists() else None
+    return RunStore(home()).resolve(name)
+
+
+def _is_well(paths: RunPaths, output: str) -> bool:
+    """Whether there is nothing to look for; says so."""
+    from orchestrator.runs.state import read_state
+
+    status = read_state(paths).status.value
+    if status != "succeeded":
+        return False
+    if output == "json":
+        print_json({"run_id": paths.run_id, "found": False, "headline": "the run succeeded"})
+    say(f"run {paths.run_id} succeeded: there is nothing to look for")
+    return True
