@@ -5,54 +5,17 @@ Rows are padded on the left, so that all of them continue in the same column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Iterator, List, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from glm2.config import ModelConfig
 from glm2.errors import UsageError
 from glm2.layers import float_type
 from glm2.model import Glm2
+from glm2.sampling import GREEDY, Sampling, choose, penalise
 from glm2.tokenizer import pad_left
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from its logits."""
-
-    do_sample: bool = False
-    """False: the most probable token."""
-    temperature: float = 1.0
-    top_k: int = 0
-    """Only the k most probable tokens; 0: all."""
-    top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability."""
-    repetition_penalty: float = 1.0
-    """Logits of tokens already used are divided (if positive) or multiplied by this."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(
-                f"sampling needs temperature > 0, top_k ≥ 0 and 0 < top_p ≤ 1, not {self}"
-            )
-        if self.repetition_penalty <= 0:
-            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; above 0")
-
-    @classmethod
-    def of(cls, config: ModelConfig, seed: int) -> Sampling:
-        """The choice that a model configuration asks for."""
-        return cls(
-            config.do_sample,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            config.repetition_penalty,
-            seed,
-        )
 
 
 class CachedForward(nn.Cell):
@@ -130,7 +93,7 @@ class Generator:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = GREEDY,
         max_new_tokens: Optional[int] = None,
     ) -> List[List[int]]:
         """The tokens that follow each prompt, without the one that ends them."""
@@ -182,30 +145,3 @@ class Generator:
         begin = 0 if column == self.width else column - 1
         ids = Tensor(np.ascontiguousarray(filled[:, begin:column]))
         return self.cached(ids, Tensor(begin, ms.int32), padding).asnumpy()
-
-
-def choose(logits: np.ndarray, sampling: Sampling, draw: np.random.Generator) -> np.ndarray:
-    """One token a row from ``logits`` [B, V]: the best, or drawn from the best."""
-    if not sampling.do_sample:
-        return logits.argmax(-1)
-    return np.array([_draw(row.astype(np.float64), sampling, draw) for row in logits])
-
-
-def penalise(logits: np.ndarray, used: np.ndarray, penalty: float) -> np.ndarray:
-    """Make the tokens in ``used`` less likely (CTRL's repetition penalty)."""
-    result = logits.copy()
-    result[used] = np.where(logits[used] > 0, logits[used] / penalty, logits[used] * penalty)
-    return result
-
-
-def _draw(logits: np.ndarray, sampling: Sampling, draw: np.random.Generator) -> int:
-    order = np.argsort(-logits, kind="stable")
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    scaled = logits[order] / sampling.temperature
-    odds = np.exp(scaled - scaled[0])
-    odds /= odds.sum()
-    # The token that reaches top_p is kept, so at least one always is.
-    keep = int(np.searchsorted(np.cumsum(odds), sampling.top_p)) + 1
-    odds = odds[:keep] / odds[:keep].sum()
-    return int(draw.choice(order[:keep], p=odds))

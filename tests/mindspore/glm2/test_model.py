@@ -11,8 +11,9 @@ from mindspore import Tensor
 
 from glm2.config import IGNORED_LABEL, ModelConfig
 from glm2.errors import UsageError
-from glm2.generate import Generator, Sampling, choose, penalise
+from glm2.generate import Generator
 from glm2.model import Glm2, learned_tokens, next_token_loss
+from glm2.sampling import Sampling, choose, penalise
 from tests.mindspore.glm2.reference import Weights, forward, random_weights
 
 HEADS = 4
