@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "--detach", is_flag=True, help="Return once the ranks run; a controller stays behind."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch no host.")
+@click.option("--skip-preflight", is_flag=True, help="Do not check hosts and devices first.")
 @click.option("--yes", is_flag=True, help="Do not ask before starting on several hosts.")
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
 @output_option("table", "json")
@@ -30,6 +31,7 @@ def launch(
     limit: Optional[str],
     detach: bool,
     dry_run: bool,
+    skip_preflight: bool,
     yes: bool,
     show_logs: bool,
     output: str,
@@ -39,7 +41,8 @@ def launch(
 
     MODE is train, finetune, eval, predict or export; arguments after -- go to the worker. The exit
     status is that of the job: 0 only when every rank succeeded. The first Ctrl-C leaves the job
-    running and detaches; `glm2-orch stop` ends it.
+    running and detaches; `glm2-orch stop` ends it. What `glm2-orch preflight` finds critical stops
+    the launch before anything is sent.
     """
     from orchestrator.cli import request as requests
     from orchestrator.cli.ending import follow_to_end
@@ -49,6 +52,7 @@ def launch(
     from orchestrator.engine.control import is_running
     from orchestrator.engine.hosts import connected
     from orchestrator.engine.launch import open_run, start_run
+    from orchestrator.planning.planner import plan as make_plan
     from orchestrator.runs import lease
     from orchestrator.runs.layout import RunStore, home
 
@@ -63,8 +67,8 @@ def launch(
         return
     store = RunStore(home())
     with connected(inventory.hosts) as transports:
-        with steps_shown() as progress:
-            plan = requests.plan_live(inventory, job, transports, progress, notes)
+        ask = requests.facts_unchecked if skip_preflight else requests.facts_checked
+        plan = make_plan(inventory, job, ask(inventory, job, transports), notes)
         say_notes(plan)
         _confirm(plan, yes)
         run = open_run(store, inventory, plan, transports)

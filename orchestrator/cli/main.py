@@ -21,6 +21,7 @@ from orchestrator.cli import (
     launch,
     logs,
     plan,
+    preflight,
     ranktable,
     runs,
     status,
@@ -42,6 +43,7 @@ def cli() -> None:
 for command in (
     launch.launch,
     plan.plan,
+    preflight.preflight,
     facts.facts,
     hosts.hosts,
     ranktable.ranktable,

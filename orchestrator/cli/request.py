@@ -171,24 +171,36 @@ def plan_offline(
     return plan(inventory, job, {} if facts_file is None else _read_facts(facts_file), notes)
 
 
-def plan_live(
-    inventory: Inventory,
-    job: Job,
-    transports: Mapping[str, Transport],
-    progress: Callable[[str], None],
-    notes: Sequence[str] = (),
-) -> Plan:
-    """The plan from what the hosts say now. Raises when a host cannot run the job."""
+def facts_checked(
+    inventory: Inventory, job: Job, transports: Mapping[str, Transport]
+) -> Mapping[str, HostFacts]:
+    """The hosts' facts, after a preflight whose warnings are said. Raises for what is critical."""
+    from orchestrator.cli.preflight import say_findings
+    from orchestrator.cli.progress import steps_shown
+    from orchestrator.engine.preflight import preflight
+
+    with steps_shown() as progress:
+        result = preflight(inventory.hosts, transports, job, progress=progress)
+    say_findings(result.findings, inventory.hosts)
+    result.refuse()
+    return result.facts
+
+
+def facts_unchecked(
+    inventory: Inventory, job: Job, transports: Mapping[str, Transport]
+) -> Mapping[str, HostFacts]:
+    """The hosts' facts without a preflight. Raises when a host cannot even begin the job."""
+    from orchestrator.cli.progress import steps_shown
     from orchestrator.engine.gather import check_ready, gather
     from orchestrator.planning.environment import SCHEDULER_PORT
     from orchestrator.planning.facts import parse_facts
-    from orchestrator.planning.planner import plan
 
     port = job.scheduler_port or SCHEDULER_PORT
-    raw = gather(inventory.hosts, transports, scheduler_port=port, progress=progress)
+    with steps_shown() as progress:
+        raw = gather(inventory.hosts, transports, scheduler_port=port, progress=progress)
     facts = {name: parse_facts(fields, host=name) for name, fields in raw.items()}
     check_ready(inventory.hosts, facts, needs_mindspore=not job.worker_command)
-    return plan(inventory, job, facts, notes)
+    return facts
 
 
 def _narrowed(host: Host, devices: Tuple[int, ...]) -> Host:
