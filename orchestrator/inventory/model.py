@@ -53,6 +53,8 @@ class Host:
     """Declared device IPs in the order of ``devices``; empty: ask the host."""
     groups: Tuple[str, ...] = ()
     ssh: SshOptions = SshOptions()
+    shared_workdir: Optional[str] = None
+    """Where the controller sees ``workdir``, when it lies on a file system that both share."""
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,7 @@ class _Reading:
                 known_hosts=self.path(layer, "ssh.known_hosts"),
                 connect_timeout=_value(layer, "ssh.connect_timeout", 10.0),
             ),
+            shared_workdir=self.shared_workdir(name, layer, connection),
         )
 
     def check_devices(self, layer: Layer) -> None:
@@ -304,6 +305,22 @@ class _Reading:
         if ".." in text.split("/") or "{" in text or "}" in text:
             self.problems.add(
                 f"`workdir` {shown(text)} contains `..` or braces",
+                setting.at,
+                "write a plain absolute path; only `{host}` is replaced",
+            )
+        return os.path.normpath(text)
+
+    def shared_workdir(self, name: str, layer: Layer, connection: str) -> Optional[str]:
+        """Where the controller sees the host's workdir; None where it does not."""
+        setting = layer.get("shared_workdir")
+        if setting is None:
+            return None
+        text = cast(str, setting.value).replace("{host}", name)
+        if text == "true":
+            return self.workdir(name, layer, connection)
+        if ".." in text.split("/") or "{" in text or "}" in text:
+            self.problems.add(
+                f"`shared_workdir` {shown(text)} contains `..` or braces",
                 setting.at,
                 "write a plain absolute path; only `{host}` is replaced",
             )

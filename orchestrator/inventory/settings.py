@@ -263,6 +263,18 @@ class Reader:
     def connection(self, node: yaml.Node, what: str) -> Optional[str]:
         return self._choice(node, what, CONNECTIONS)
 
+    def shared(self, node: yaml.Node, what: str) -> Optional[str]:
+        """``true``, or the absolute path under which this machine sees the workdir."""
+        text = self.text(node, what)
+        if text is None or text == "true" or text.startswith("/"):
+            return text
+        self.wrong(
+            node,
+            f"{what} {shown(text)} is neither `true` nor an absolute path",
+            "write `true` where this machine sees the workdir under the same path, else that path",
+        )
+        return None
+
     def _choice(self, node: yaml.Node, what: str, choices: Tuple[str, ...]) -> Optional[str]:
         text = self.text(node, what)
         if text is not None and text not in choices:
@@ -300,6 +312,7 @@ SETTINGS: Dict[str, _Parse] = {
     "device_target": Reader.target,
     "connection": Reader.connection,
     "workdir": Reader.text,
+    "shared_workdir": Reader.shared,
     "python": Reader.program,
     "setup": Reader.text,
 }

@@ -68,6 +68,19 @@ def test_text_is_kept_as_written() -> None:
     assert host(parse(CLUSTER), "192.168.0.0").env == {"GLOG_v": "1", "KEEP": "yes"}
 
 
+def test_a_workdir_that_the_controller_sees_too() -> None:
+    inventory = parse(
+        """\
+        defaults: {devices: "[0,8)", device_target: Ascend, workdir: "/data/{host}"}
+        hosts:
+          a: {}
+          b: {shared_workdir: true}
+          c: {shared_workdir: "/mnt/all/{host}/"}
+        """
+    )
+    assert [h.shared_workdir for h in inventory.hosts] == [None, "/data/b", "/mnt/all/c"]
+
+
 def test_paths_of_the_controller() -> None:
     ssh = host(parse(CLUSTER), "192.168.0.0").ssh
     assert ssh.key == "/home/someone/.ssh/id_ed25519"
@@ -183,6 +196,8 @@ def test_mistakes_are_placed(line: str, place: tuple[int, int], message: str, hi
         ("workdir: ~/data", "by ssh", "absolute path"),
         ("workdir: /data/../etc", "`..`", ""),
         ("workdir: /data/{name}", "braces", "{host}"),
+        ("shared_workdir: data", "neither `true` nor an absolute path", "write `true`"),
+        ("shared_workdir: /data/../etc", "`..`", ""),
         ("python: -c", "not a program", ""),
         ("connection: telnet", "not one of ssh, local", ""),
         ("env: {1A: x}", "not a name of an environment variable", ""),
