@@ -5,7 +5,7 @@ Shapes: B rows, T tokens a row, H hidden size, F feed-forward size, D channels o
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -32,6 +32,8 @@ class Linear(nn.Cell):
         if bias:
             self.bias = new_weight((outputs,), kind, "zeros", name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
+        self.adapter: Optional[nn.Cell] = None
+        """What LoRA adds to the output; see lora.py."""
 
     def construct(self, x: Tensor) -> Tensor:
         shape = x.shape
@@ -41,7 +43,8 @@ class Linear(nn.Cell):
         )
         if self.has_bias:
             y = y + self.bias.astype(self.dtype)
-        return y.reshape((*shape[:-1], self.outputs))  # [B·T, out] -> [B, T, out]
+        y = y.reshape((*shape[:-1], self.outputs))  # [B·T, out] -> [B, T, out]
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 class RMSNorm(nn.Cell):

@@ -1,0 +1,219 @@
+"""LoRA: what adapters add, what trains, how they are merged, saved and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Dict, List
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import ParameterTuple, Tensor, ops
+
+from glm2.adapters import DOWN, UP, adapter_shapes, is_adapter
+from glm2.config import LoraConfig, ModelConfig
+from glm2.errors import CheckpointError, ConfigError
+from glm2.lora import add_adapters, load_adapted, merge
+from glm2.model import Glm2, next_token_loss
+from glm2.weights import weight_shapes
+from tests.mindspore.glm2.reference import forward, random_weights
+
+LORA = LoraConfig(lora_rank=3, lora_alpha=6.0, lora_dropout=0.0)
+CONFIG = ModelConfig(
+    num_layers=2, hidden_size=16, ffn_hidden_size=24, kv_channels=8, num_attention_heads=2,
+    multi_query_group_num=1, padded_vocab_size=31, seq_length=8, pet_config=LORA,
+)  # fmt: skip
+EVERYWHERE = dataclasses.replace(
+    CONFIG, pet_config=dataclasses.replace(LORA, target_modules=r".*\.layers\..*")
+)
+IDS = np.random.default_rng(5).integers(0, 31, (2, 8)).astype(np.int32)
+
+Arrays = Dict[str, np.ndarray]
+
+
+def adapted(config: ModelConfig = CONFIG, *, fresh: bool = False) -> Glm2:
+    """A network with adapters; unless ``fresh``, they and its weights matter to the result."""
+    model = Glm2(config)
+    add_adapters(model)
+    if not fresh:
+        random_weights(model)
+    return model
+
+
+def values(model: Glm2) -> Arrays:
+    return {p.name: p.asnumpy().copy() for p in model.get_parameters()}
+
+
+def logits(model: Glm2, *, train: bool = False) -> np.ndarray:
+    model.set_train(train)
+    return model(Tensor(IDS)).asnumpy()
+
+
+def merged(found: Arrays, scale: float = LORA.scale) -> Arrays:
+    """The weights with the adapters added, in float64."""
+    weights = {k: v.astype(np.float64) for k, v in found.items() if not is_adapter(k)}
+    for name in found:
+        if name.endswith(UP):
+            layer = name[: -len(UP) - 1]
+            weights[f"{layer}.weight"] += scale * found[name] @ found[f"{layer}.{DOWN}"]
+    return weights
+
+
+def save(file: Path, parameters: Arrays) -> Path:
+    ms.save_checkpoint([{"name": k, "data": Tensor(v)} for k, v in parameters.items()], str(file))
+    return file
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("config", [CONFIG, EVERYWHERE])
+    def test_they_alone_train_under_mindpets_names(self, config: ModelConfig) -> None:
+        model = adapted(config)
+        trained = {p.name: tuple(p.shape) for p in model.trainable_params()}
+        assert trained == adapter_shapes(config)
+        assert len(trained) == 2 * config.num_layers * (1 if config is CONFIG else 4)
+        first = "transformer.encoder.layers.0.self_attention.query_key_value"
+        assert {f"{first}.{DOWN}", f"{first}.{UP}"} <= set(trained)
+        rest = {p.name for p in model.get_parameters() if not p.requires_grad}
+        assert rest == set(weight_shapes(config))
+
+    def test_fresh_ones_change_nothing(self) -> None:
+        model = adapted(fresh=True)
+        up = [p.asnumpy() for p in model.trainable_params() if p.name.endswith(UP)]
+        assert not np.any(up)
+        down = [p.asnumpy() for p in model.trainable_params() if p.name.endswith(DOWN)]
+        # Uniform within 1 / sqrt(inputs), as MindPet begins.
+        assert 0.2 < np.abs(down).max() <= 0.25
+        expected = [forward(CONFIG, merged(values(model)), row) for row in IDS]
+        np.testing.assert_allclose(logits(model), np.stack(expected), atol=1e-4)
+
+    @pytest.mark.parametrize("config", [CONFIG, EVERYWHERE])
+    def test_the_output_is_that_of_the_weights_plus_the_scaled_product(
+        self, config: ModelConfig
+    ) -> None:
+        model = adapted(config)
+        found = values(model)
+        expected = np.stack([forward(config, merged(found), row) for row in IDS])
+        without = np.stack([forward(config, merged(found, 0.0), row) for row in IDS])
+        assert np.abs(expected - without).max() > 0.1, "the adapters matter"
+        np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-4)
+
+    def test_gradients_are_those_of_the_product(self) -> None:
+        """With W' = W + s·B A: dL/dA = s·Bᵀ dL/dW' and dL/dB = s·dL/dW' Aᵀ."""
+        found = values(adapted())
+        gradients = self.gradients(adapted(), found)
+        assert set(gradients) == set(adapter_shapes(CONFIG))
+        plain = Glm2(dataclasses.replace(CONFIG, pet_config=None))
+        whole = self.gradients(plain, {k: v.astype(np.float32) for k, v in merged(found).items()})
+        for name, gradient in gradients.items():
+            layer = name.rpartition(".")[0]
+            down, up = found[f"{layer}.{DOWN}"], found[f"{layer}.{UP}"]
+            outer = LORA.scale * whole[f"{layer}.weight"]
+            expected = up.T @ outer if name.endswith(DOWN) else outer @ down.T
+            far = np.abs(gradient - expected).max() / np.abs(expected).max()
+            assert far < 1e-4, name
+
+    @staticmethod
+    def gradients(model: Glm2, found: Arrays) -> Arrays:
+        for parameter in model.get_parameters():
+            parameter.set_data(Tensor(found[parameter.name]))
+        weights = ParameterTuple(model.trainable_params())
+
+        def loss(ids: Tensor) -> Tensor:
+            return next_token_loss(model(ids), ids)
+
+        _, gradients = ms.jit(ops.value_and_grad(loss, None, weights))(Tensor(IDS))
+        return {w.name: g.asnumpy() for w, g in zip(weights, gradients)}
+
+    def test_the_dropout_acts_in_training_only(self) -> None:
+        lora = dataclasses.replace(LORA, lora_dropout=0.5)
+        model = adapted(dataclasses.replace(CONFIG, pet_config=lora))
+        expected = np.stack([forward(CONFIG, merged(values(model)), row) for row in IDS])
+        first, second = logits(model, train=True), logits(model, train=True)
+        assert np.abs(first - second).max() > 1e-2
+        assert np.abs(first - expected).max() > 1e-2
+        np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-4)
+
+    def test_a_pattern_that_names_no_layer_is_refused(self) -> None:
+        lora = dataclasses.replace(LORA, target_modules="q_proj")
+        with pytest.raises(ConfigError, match="'q_proj' names no linear layer") as caught:
+            add_adapters(Glm2(dataclasses.replace(CONFIG, pet_config=lora)))
+        assert "self_attention.query_key_value" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_merged_weights_answer_as_the_adapters_did(kind: str) -> None:
+    config = dataclasses.replace(EVERYWHERE, param_init_type=kind)
+    model = adapted(config)
+    expected = merged(values(model))
+    merge(model)
+    found = values(model)
+    assert set(found) == set(weight_shapes(config))
+    for name, value in found.items():
+        assert value.dtype == kind
+        limit = 2e-6 if kind == "float32" else 2e-3
+        np.testing.assert_allclose(value, expected[name], rtol=limit, atol=limit)
+    if kind == "float32":
+        rows = np.stack([forward(config, expected, row) for row in IDS])
+        np.testing.assert_allclose(logits(model), rows, atol=1e-4, rtol=1e-4)
+
+
+class TestLoading:
+    @pytest.fixture
+    def found(self) -> Arrays:
+        return values(adapted())
+
+    def split(self, found: Arrays) -> List[Arrays]:
+        return [{k: v for k, v in found.items() if is_adapter(k) is kind} for kind in (False, True)]
+
+    def check(self, model: Glm2, expected: Arrays) -> None:
+        for name, value in values(model).items():
+            np.testing.assert_array_equal(value, expected[name], name)
+
+    def test_weights_and_adapters_in_one_file(self, found: Arrays, tmp_path: Path) -> None:
+        state = {"adam_m.x.mindpet_delta_lora_a": np.zeros(2, np.float32)}
+        file = save(tmp_path / "all.ckpt", {**found, **state})
+        model = adapted(fresh=True)
+        assert load_adapted(model, file, "") == str(file)
+        self.check(model, found)
+
+    def test_adapters_alone_go_on_top_of_the_base(self, found: Arrays, tmp_path: Path) -> None:
+        weights, adapters = self.split(found)
+        file = save(tmp_path / "adapters.ckpt", adapters)
+        base = save(tmp_path / "base.ckpt", weights)
+        model = adapted(fresh=True)
+        assert load_adapted(model, file, str(base)) == f"{base}, and on top the adapters of {file}"
+        self.check(model, found)
+
+    def test_adapters_of_the_base_are_replaced(self, found: Arrays, tmp_path: Path) -> None:
+        _, adapters = self.split(found)
+        file = save(tmp_path / "adapters.ckpt", adapters)
+        other = {k: v + 1 if is_adapter(k) else v for k, v in found.items()}
+        base = save(tmp_path / "base.ckpt", other)
+        model = adapted(fresh=True)
+        load_adapted(model, file, str(base))
+        self.check(model, found)
+
+    def test_weights_alone_leave_fresh_adapters(self, found: Arrays, tmp_path: Path) -> None:
+        weights, _ = self.split(found)
+        model = adapted(fresh=True)
+        fresh = {k: v for k, v in values(model).items() if is_adapter(k)}
+        said = load_adapted(model, save(tmp_path / "base.ckpt", weights), "")
+        assert said.endswith("(no adapters in it)")
+        self.check(model, {**weights, **fresh})
+
+    def test_adapters_without_a_base_are_refused(self, found: Arrays, tmp_path: Path) -> None:
+        _, adapters = self.split(found)
+        with pytest.raises(CheckpointError, match="adapters alone") as caught:
+            load_adapted(adapted(fresh=True), save(tmp_path / "a.ckpt", adapters), "")
+        assert "checkpoint_name_or_path" in caught.value.hint
+
+    def test_adapters_of_another_rank_are_named(self, found: Arrays, tmp_path: Path) -> None:
+        wrong = {k: v[:2] if k.endswith(DOWN) else v for k, v in found.items()}
+        with pytest.raises(CheckpointError, match=rf"{DOWN} is \[2, 16\], the model needs \[3"):
+            load_adapted(adapted(fresh=True), save(tmp_path / "a.ckpt", wrong), "")
+
+    def test_a_missing_weight_is_named(self, found: Arrays, tmp_path: Path) -> None:
+        del found["transformer.output_layer.weight"]
+        with pytest.raises(CheckpointError, match=r"missing transformer\.output_layer\.weight"):
+            load_adapted(adapted(fresh=True), save(tmp_path / "a.ckpt", found), "")
