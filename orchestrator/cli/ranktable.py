@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from orchestrator.planning.ranktable import RankTable
     from orchestrator.planning.ranktable_lint import CheckedTable
 
-JOBSTART = Path("/user/config/jobstart_hccl.json")
-"""Where ModelArts puts the group_list of a job."""
+JOBSTARTS = (
+    Path("/user/config/jobstart_hccl.json"),
+    Path("/user/serverid/devindex/config/hccl.json"),
+)
+"""Where ModelArts and Kubernetes put the group_list of a job."""
 
 _FILES = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 _OUT = click.option(
@@ -64,8 +67,8 @@ def generate(
 ) -> None:
     """Make a rank table from the device IPs of this host, or of all hosts of an inventory.
 
-    The IPs come from hccn_tool, else /etc/hccn.conf. Inside ModelArts its own
-    /user/config/jobstart_hccl.json is taken, unless an option says otherwise.
+    The IPs come from hccn_tool, else /etc/hccn.conf. In a job of ModelArts or Kubernetes its own
+    table (/user/config/jobstart_hccl.json) is taken, unless an option says otherwise.
     """
     here = (device_num, visible_devices, server_ip)
     if inventory_file is not None and any(option is not None for option in (*here, jobstart)):
@@ -73,9 +76,10 @@ def generate(
             "--inventory says which hosts and devices there are",
             hint="leave out --device_num, --visible_devices, --server_ip and --jobstart",
         )
-    if jobstart is None and inventory_file is None and here == (None,) * 3 and JOBSTART.exists():
-        jobstart = str(JOBSTART)
-        say(f"taking the table of ModelArts, {jobstart}")
+    if jobstart is None and inventory_file is None and here == (None,) * 3:
+        jobstart = next((str(path) for path in JOBSTARTS if path.exists()), None)
+        if jobstart is not None:
+            say(f"taking the table of this job, {jobstart}")
     if jobstart is not None:
         from orchestrator.planning.ranktable_convert import usable
 
@@ -84,8 +88,7 @@ def generate(
         table = _cluster(_inventory_hosts(inventory_file, limit))
     else:
         table = _cluster([_this_host(device_num, visible_devices, server_ip)])
-    _write(table.to_json(), out_file)
-    say(_size(table))
+    _write_proven(table, out_file)
 
 
 @ranktable.command()
@@ -102,9 +105,7 @@ def merge(files: Tuple[str, ...], out_file: Optional[str]) -> None:
         raise UsageError(
             f"{out_file} is both an input and the output", hint="write to another file"
         )
-    merged = merge_files([_check_file(file) for file in files])
-    _write(merged.to_json(), out_file)
-    say(_size(merged))
+    _write_proven(merge_files([_check_file(file) for file in files]), out_file)
 
 
 @ranktable.command()
@@ -181,9 +182,19 @@ def _check_file(
     return check_table(data, file, hosts=hosts, facts=facts)
 
 
+def _write_proven(table: RankTable, out_file: Optional[str]) -> None:
+    """Write a table that `check` finds no error in, and say what it warns of."""
+    from orchestrator.planning.ranktable_convert import proven
+
+    for finding in proven(table, out_file or "hccl.json").findings:
+        say(f"{finding.rule.severity} {finding.rule.code}: {finding.message}: {finding.remedy}")
+    _write(table.to_json(), out_file)
+    say(_size(table))
+
+
 def _size(table: RankTable) -> str:
-    servers = len(table.servers)
-    return f"{table.world_size} ranks on {servers} server{'' if servers == 1 else 's'}"
+    ranks, servers = table.world_size, len(table.servers)
+    return f"{ranks} rank{'s' * (ranks != 1)} on {servers} server{'s' * (servers != 1)}"
 
 
 def _write(text: str, out_file: Optional[str]) -> None:
@@ -232,7 +243,7 @@ def _this_host(
         name="localhost",
         address=SshAddress(address),
         server_id=ServerId(address),
-        devices=_chosen(device_num or "[0,8)", visible_devices),
+        devices=_chosen(device_num, visible_devices),
         device_target="Ascend",
         workdir=str(Path.cwd()),
         python=sys.executable,
@@ -240,12 +251,14 @@ def _this_host(
     )
 
 
-def _chosen(device_num: str, visible_devices: Optional[str]) -> Tuple[int, ...]:
+def _chosen(device_num: Optional[str], visible_devices: Optional[str]) -> Tuple[int, ...]:
     """Physical ids of the devices: ``device_num`` counts within ``visible_devices``."""
-    counted = _parsed("--device_num", device_num)
     if visible_devices is None:
-        return counted
+        return _parsed("--device_num", device_num or "[0,8)")
     visible = _parsed("--visible_devices", visible_devices)
+    if device_num is None:
+        return visible
+    counted = _parsed("--device_num", device_num)
     beyond: List[int] = [index for index in counted if index >= len(visible)]
     if beyond:
         raise UsageError(

@@ -106,12 +106,15 @@ _TOKEN = re.compile(
       | (?P<mark>[{}\[\]:,])
       | (?P<comment>\#[^\n]*|//[^\n]*|/\*.*?(?:\*/|\Z))
       | (?P<ellipsis>\.{2,}|…+)
-      | (?P<word>[^\s{}\[\]:,"'\#/…“”‘’]+)
+      | (?P<wide>[：，；;｛｝［］])
+      | (?P<word>[^\s{}\[\]:,"'\#/…“”‘’：，；;｛｝［］]+)
       | (?P<broken>["'“”‘’](?:[^"'“”‘’\n\\]|\\.)*["'“”‘’]?)
       | (?P<other>[^ \t\r\n])
     )""",
     re.VERBOSE | re.DOTALL,
 )
+_WIDE = dict(zip("：，；;｛｝［］", ":,,,{}[]"))
+"""What an input method writes, and what is meant."""
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _CONSTANTS: Dict[str, Optional[bool]] = {"true": True, "false": False, "null": None}
 
@@ -130,6 +133,10 @@ def _tokens(reading: Reading) -> List[_Token]:
             tokens.append(_Token("string", _unescape(reading, value, start), start))
         elif kind == "mark":
             tokens.append(_Token(value, value, start))
+        elif kind == "wide":
+            meant = _WIDE[value]
+            _note(reading, "syntax", f"`{value}` is not JSON", f"write `{meant}`", start)
+            tokens.append(_Token(meant, meant, start))
         elif kind == "comment":
             _note(reading, "comment", "JSON has no comments", "delete the comment", start)
         elif kind == "broken":

@@ -99,20 +99,25 @@ def merge(tables: Sequence[RankTable]) -> RankTable:
     """One table of all servers, ranks numbered anew; the order of ``tables`` does not matter.
 
     The same server may come twice if it says the same. Raises RankTableError with every conflict:
-    a server given twice with different devices, a device IP used twice, missing or of another
-    family, servers with different numbers of devices.
+    a server given twice with different devices or further keys, a device IP used twice, missing
+    or of another family, servers with different numbers of devices.
     """
     problems = Problems()
     servers: Dict[str, Server] = {}
     for server in (server for table in tables for server in table.servers):
         known = servers.setdefault(server.server_id, server)
-        if _without_ranks(known) != _without_ranks(server):
+        if known is server:
+            continue
+        differs = _difference(known, server)
+        if differs:
             problems.add(
                 f"server_id {shown(server.server_id)} is given by {known.origin} and by "
-                f"{server.origin} with different devices",
+                f"{server.origin} with different {differs}",
                 None,
                 "give each server its own server_id, or leave out the outdated table",
             )
+        elif _server_text(server) < _server_text(known):  # the same keys in another order
+            servers[server.server_id] = server
     ordered = rank_order(servers.values(), lambda server: server.server_id)
     _check_together(ordered, problems)
     problems.raise_any(RankTableError, "the merged rank table")
@@ -143,7 +148,7 @@ def _check_server(server: Server, problems: Problems) -> None:
     if not server.devices:
         problems.add(f"{server.origin} has no device", None, "name its devices, e.g. [0,8)")
     for device in server.devices:
-        if device.device_ip is not None and not _is_ip(device.device_ip):
+        if device.device_ip is not None and not all(map(_is_ip, device.device_ip.split(","))):
             problems.add(
                 f"device_ip {shown(device.device_ip)} of device {device.device_id} on "
                 f"{server.origin} is not an IP address",
@@ -158,6 +163,7 @@ def _check_together(servers: Sequence[Server], problems: Problems) -> None:
         return
     owners: Dict[str, str] = {}
     families: Dict[int, str] = {}
+    lengths: Dict[int, str] = {}
     for server in servers:
         _check_server(server, problems)
         missing = [d.device_id for d in server.devices if d.device_ip is None]
@@ -169,23 +175,32 @@ def _check_together(servers: Sequence[Server], problems: Problems) -> None:
                 "see `glm2-orch facts`, or declare `device_ips` in the inventory",
             )
         for device in server.devices:
-            if device.device_ip is None or not _is_ip(device.device_ip):
+            texts = [] if device.device_ip is None else device.device_ip.split(",")
+            if not texts or not all(map(_is_ip, texts)):
                 continue
-            address = ipaddress.ip_address(device.device_ip)
             me = f"device {device.device_id} of {server.origin}"
-            other = owners.setdefault(str(address), me)
-            if other != me:
-                problems.add(
-                    f"device_ip {device.device_ip} is used twice, by {other} and by {me}",
-                    None,
-                    "compare with `hccn_tool -i N -ip -g` on both",
-                )
-            families.setdefault(address.version, me)
+            lengths.setdefault(len(texts), me)
+            for address in map(ipaddress.ip_address, texts):
+                other = owners.setdefault(str(address), me)
+                if other != me:
+                    problems.add(
+                        f"device_ip {address} is used twice, by {other} and by {me}",
+                        None,
+                        "compare with `hccn_tool -i N -ip -g` on both",
+                    )
+                families.setdefault(address.version, me)
     if len(families) > 1:
         problems.add(
             f"device IPs mix families: IPv4 for {families[4]}, IPv6 for {families[6]}",
             None,
             "HCCL needs one family for all devices",
+        )
+    if len(lengths) > 1:
+        said = ", ".join(f"{count} for {owner}" for count, owner in sorted(lengths.items()))
+        problems.add(
+            f"device_ip lists different numbers of addresses: {said}",
+            None,
+            "list the same number of addresses for each device",
         )
     _check_counts(servers, problems)
 
@@ -206,8 +221,24 @@ def _check_counts(servers: Sequence[Server], problems: Problems) -> None:
         )
 
 
-def _without_ranks(server: Server) -> Tuple[Tuple[int, Optional[str]], ...]:
-    return tuple((device.device_id, device.device_ip) for device in server.devices)
+def _difference(a: Server, b: Server) -> str:
+    """In what two descriptions of one server differ, apart from the numbers of its ranks."""
+    if [(d.device_id, d.device_ip) for d in a.devices] != [
+        (d.device_id, d.device_ip) for d in b.devices
+    ]:
+        return "devices"
+    keys = {key for key, _ in _further(a).items() ^ _further(b).items()}
+    for mine, theirs in zip(a.devices, b.devices):
+        keys |= {key for key, _ in dict(mine.extra).items() ^ dict(theirs.extra).items()}
+    return ", ".join(sorted(keys))
+
+
+_RESERVED = {"host_nic_ip": "reserve"}
+"""What HCCL ignores and every public table has."""
+
+
+def _further(server: Server) -> Dict[str, str]:
+    return {**_RESERVED, **dict(server.extra)}
 
 
 def _is_ip(text: str) -> bool:
@@ -220,7 +251,7 @@ def _is_ip(text: str) -> bool:
 
 def _server_text(server: Server) -> str:
     devices = ",\n".join(f"                {_device_text(device)}" for device in server.devices)
-    extra = {"host_nic_ip": "reserve", **dict(server.extra)}
+    extra = _further(server)
     tail = ",\n".join(f"            {json.dumps(key)}: {json.dumps(extra[key])}" for key in extra)
     return (
         "        {\n"

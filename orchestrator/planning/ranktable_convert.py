@@ -16,7 +16,7 @@ from orchestrator.planning.ranktable import (
 )
 from orchestrator.planning.ranktable_fields import DeviceEntry
 from orchestrator.planning.ranktable_forms import CHECKED, CLOUD, V1_0, V1_2, ServerEntry
-from orchestrator.planning.ranktable_lint import CheckedTable, pod_number
+from orchestrator.planning.ranktable_lint import CheckedTable, check_table, pod_number
 from orchestrator.problems import Problems
 
 BY_SERVER_ID, BY_POD = "server_id", "pod"
@@ -53,6 +53,18 @@ def usable(checked: CheckedTable, order: Optional[str] = None) -> RankTable:
     if order == BY_POD:
         return number(_by_pod(anew, checked))
     return number(rank_order(anew, lambda server: server.server_id))
+
+
+def proven(table: RankTable, name: str) -> CheckedTable:
+    """The check of a table that was made here, as the file ``name`` would get it; what is left
+    in its findings are warnings and notes. Raises RankTableError with every error."""
+    checked = check_table(table.to_json().encode(), name)
+    problems = Problems()
+    for finding in checked.findings:
+        if finding.is_error:  # without its place: that file is not written
+            problems.add(f"{finding.rule.code} {finding.message}", None, finding.remedy)
+    problems.raise_any(RankTableError, f"the new table {name}")
+    return checked
 
 
 def merge_files(inputs: Sequence[CheckedTable]) -> RankTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Dict, Mapping, Optional, Sequence
 
 from orchestrator.inventory import Host
@@ -36,7 +37,7 @@ def check_drift(
             if reported is None:
                 message = f"{host.name} did not tell the IP of device {device.device_id}"
                 findings.add("RT092", message, device.at)
-            elif device.device_ip is not None and reported not in device.device_ip.split(","):
+            elif device.device_ip is not None and not _lists(device.device_ip, reported):
                 findings.add(
                     "RT090",
                     f"{host.name} reports {shown(reported)} for device {device.device_id}",
@@ -44,3 +45,15 @@ def check_drift(
                 )
     for host in by_server.values():
         findings.add("RT091", f"{host.name} of the inventory is not in the table", table.servers_at)
+
+
+def _lists(device_ip: str, reported: str) -> bool:
+    """Whether ``device_ip``, an address or a comma list, names the address in any spelling."""
+    return _plain(reported) in map(_plain, device_ip.split(","))
+
+
+def _plain(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return text

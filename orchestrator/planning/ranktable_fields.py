@@ -74,7 +74,7 @@ class Fields:
     def object(self, value: Value, what: str) -> Optional[Object]:
         if isinstance(value, Object):
             return value
-        self.findings.add("RT013", f"{what} must be an object, `{{…}}`", value.at)
+        self.findings.add("RT013", f"{what} must be an object, `{{…}}`", value.at, "write `{…}`")
         return None
 
     def array(self, holder: Object, key: str, *, required: bool) -> Optional[Array]:
@@ -85,7 +85,7 @@ class Fields:
             return None
         if isinstance(value, Array):
             return value
-        self.findings.add("RT013", f"`{key}` must be a list, `[…]`", value.at)
+        self.findings.add("RT013", f"`{key}` must be a list, `[…]`", value.at, "write `[…]`")
         return None
 
     def text(self, holder: Object, key: str, *, required: bool) -> Tuple[Optional[str], int]:

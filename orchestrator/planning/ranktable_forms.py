@@ -80,7 +80,7 @@ def read_table(text: str, name: str, findings: Findings) -> TableFile:
     if root is None:
         return table
     if not isinstance(root, Object):
-        findings.add("RT013", "a rank table is an object, `{…}`", root.at)
+        findings.add("RT013", "a rank table is an object, `{…}`", root.at, "write `{…}`")
         return table
     fields = Fields(findings)
     fields.spelling(root, TOP_KEYS)
@@ -108,9 +108,8 @@ def _form(root: Object, fields: Fields) -> str:
         return V1_0 if "server_list" in root.members else ""
     if text in (V1_1, V2_0):
         what = "heterogeneous cluster" if text == V1_1 else "A5, with a `rank_list`"
-        fields.findings.add(
-            "RT011", f"version {text} ({what}) is recognised, not checked", version.at
-        )
+        message = f"version {text} ({what}) is not supported, and so not checked"
+        fields.findings.add("RT011", message, version.at)
     elif not isinstance(version, Scalar) or not isinstance(version.value, str):
         fields.findings.add("RT013", f"`version` is {text}, not a string", version.at)
     return text

@@ -6,6 +6,7 @@ ranks. All rules are in ``ranktable_rules``.
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -59,12 +60,7 @@ def check_table(
     With ``facts`` of ``hosts`` it is also compared with what the hosts report (drift).
     """
     findings = Findings()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        text = data.decode("utf-8", "replace")
-        before = len(data[: error.start].decode("utf-8"))
-        findings.add("RT001", "this is not UTF-8", before, "save the file as UTF-8")
+    text = _decoded(data, findings)
     if not name.endswith(".json"):
         findings.add("RT006", f"the name of the file, {shown(name)}, does not end in .json", 0)
     table = read_table(text, name, findings)
@@ -96,6 +92,20 @@ def unreadable(name: str, reason: str) -> CheckedTable:
     findings.add("RT007", f"cannot be read: {reason}", 0)
     table = TableFile(name, Reading(""))
     return CheckedTable(name, "", 0, 0, findings.placed(name, table.reading), table)
+
+
+def _decoded(data: bytes, findings: Findings) -> str:
+    """The text of a file; another encoding than UTF-8 is reported, and read all the same."""
+    mend = "save the file as UTF-8"
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            findings.add("RT001", "this is UTF-16, not UTF-8", 0, mend)
+            return data.decode("utf-16", "replace")
+        before = len(data[: error.start].decode("utf-8"))
+        findings.add("RT001", "this is not UTF-8", before, mend)
+        return data.decode("utf-8", "replace")
 
 
 _PLACEHOLDER = re.compile(r"[xX*?]+([.:_-][xX*?]+)*|.*\*.*|<.*>|your.*|-(\.-)*")
@@ -131,16 +141,18 @@ def _check_servers(table: TableFile, findings: Findings) -> None:
 
 def _check_devices(table: TableFile, findings: Findings) -> None:
     counts: Dict[int, List[ServerEntry]] = {}
+    allowed = _allowed_ids(table, findings)
     for server in table.servers:
         counts.setdefault(len(server.devices), []).append(server)
         seen: Set[int] = set()
         for device in server.devices:
             if device.device_id is None:
                 continue
-            if device.device_id > 7 and table.form != V1_2:
+            if device.device_id not in allowed:
                 findings.add(
                     "RT040",
-                    f"`device_id` {device.device_id} does not exist on a 910 server",
+                    f"`device_id` {device.device_id} does not exist on a server with "
+                    f"{len(allowed)} devices",
                     device.device_id_at,
                 )
             if device.device_id in seen:
@@ -163,6 +175,28 @@ def _check_devices(table: TableFile, findings: Findings) -> None:
                     f"server {server.name} has {count} devices, others {usual}",
                     server.at,
                 )
+
+
+def _allowed_ids(table: TableFile, findings: Findings) -> range:
+    """Ids that a device may have: 0 to 7, unless these are servers with 16 devices.
+
+    Those have two modules, devices 0 to 7 and 8 to 15; a job uses one of them, or the same
+    devices of both. Ids above 7 on some servers alone are ranks written as devices, the guide's
+    loop taken literally. Source: HCCL's guide on Atlas 200T A2 Box16.
+    """
+    if table.form == V1_2:
+        return range(16)
+    sets = {
+        frozenset(d.device_id for d in server.devices if d.device_id is not None)
+        for server in table.servers
+    }
+    ids = next(iter(sets))
+    left, right = {i for i in ids if i < 8}, {i - 8 for i in ids if 8 <= i < 16}
+    if len(sets) > 1 or not right or left not in (set(), right):
+        return range(8)
+    first = table.servers[0]
+    findings.add("RT043", f"server {first.name} has devices above 7", first.at)
+    return range(16)
 
 
 def _check_ips(table: TableFile, findings: Findings) -> None:

@@ -90,7 +90,7 @@ _ALL: Tuple[Rule, ...] = (
     Rule(
         "RT011",
         WARNING,
-        "Versions 1.1 (heterogeneous) and 2.0 (A5) are recognised, but not checked",
+        "Versions 1.1 (heterogeneous) and 2.0 (A5) are recognised, but not supported",
         "reads it on the hardware that it is for",
         "check it with the tools of that hardware; a 910 server needs version 1.0",
     ),
@@ -228,6 +228,13 @@ _ALL: Tuple[Rule, ...] = (
         "Four devices of a 910 server are one of eight sets",
         _REFUSED,
         f"use one of {_FOURS}",
+    ),
+    Rule(
+        "RT043",
+        WARNING,
+        "Device ids 8 to 15 are those of a server with 16 devices (Atlas 200T A2 Box16)",
+        "finds no such device on a 910 server with eight",
+        "write the ids that `npu-smi info` shows; on a 910 server 0 to 7",
     ),
     Rule("RT050", ERROR, "A `rank_id` is a number from 0 up", _REFUSED, "number the ranks from 0"),
     Rule("RT051", ERROR, "Each `rank_id` is given once", _REFUSED, "number the ranks 0 to N-1"),

@@ -72,6 +72,47 @@ def test_generate_for_visible_devices(run):
     assert "--visible_devices lists 2" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [
+        (["--device_num", "[0,8)"], range(8)),
+        (["--device_num", "[0,8]"], range(8)),
+        (["--device_num", " [ 0 , 8 ) "], range(8)),
+        (["--device-num", "[4, 8)"], range(4, 8)),
+        (["--device_num", "[8,16)"], range(8, 16)),
+        (["--device_num", "0,1,4,5"], [0, 1, 4, 5]),
+        (["--visible_devices", "4,5,6,7"], range(4, 8)),
+        (["--visible-devices", "0,2,4,6", "--device_num", "[1,3)"], [2, 4]),
+    ],
+)
+def test_generate_takes_every_range_and_check_finds_no_error(run, tmp_path, options, devices):
+    done = run("generate", *options, "--server_ip", "10.0.0.1", "--out", "t.json")
+    assert done.returncode == 0, done.stderr
+    (server,) = json.loads((tmp_path / "t.json").read_text())["server_list"]
+    assert [(int(d["device_id"]), int(d["rank_id"])) for d in server["device"]] == [
+        (device, rank) for rank, device in enumerate(devices)
+    ]
+    assert run("check", "t.json").returncode == 0
+    assert ("warning RT043" in done.stderr) == (8 in devices)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (["--device_num", "[2,6)"], 3, "RT042 devices {2,3,4,5}"),
+        (["--device_num", "[0,17)"], 3, "RT040 `device_id` 16 does not exist"),
+        (["--device_num", "[8,8)"], 2, "is empty"),
+        (["--device_num", "all"], 2, "is not a device range"),
+        (["--out", "t.txt"], 3, "does not end in .json"),
+    ],
+)
+def test_what_hccl_would_refuse_is_not_generated(run, tmp_path, options, status, said):
+    done = run("generate", "--server_ip", "10.0.0.1", *options)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert not (tmp_path / "t.txt").exists()
+
+
 def test_generate_for_an_inventory(run, tmp_path):
     (tmp_path / "inv.yaml").write_text(
         "defaults: {connection: local, device_target: Ascend, devices: '[0,2)', workdir: /tmp}\n"

@@ -125,3 +125,14 @@ def test_what_is_no_json_at_all_is_given_up():
     assert len(read_json("x " * 5000).faults) <= MOST_FAULTS
     assert read_json("[" * 5000).faults
     assert read_json('{"a": ' + "9" * 9000 + "}").faults
+
+
+@pytest.mark.parametrize("text", ['{"a"：1，"b": ［］}', '｛"a":1; "b": []｝'])
+def test_the_wide_marks_of_an_input_method_are_read_as_meant(text):
+    reading = read_json(text)
+    assert reading.root is not None
+    assert plain(reading.root) == {"a": 1, "b": []}
+    assert all("is not JSON" in fault.message for fault in reading.faults)
+    assert [fault.at for fault in reading.faults] == [
+        at for at, char in enumerate(text) if char in "：，；;｛｝［］"
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,39 @@ def test_all_conflicts_are_reported_at_once():
 def test_the_same_server_with_other_devices():
     with pytest.raises(RankTableError, match="different devices"):
         merge([table("a", 1), table("a", 2)])
+
+
+def with_further(table: RankTable, *extra: tuple[str, str]) -> RankTable:
+    return RankTable(tuple(replace(server, extra=extra) for server in table.servers))
+
+
+def test_further_keys_of_a_server_are_part_of_what_it_says():
+    plain = with_further(table("a", 1), ("host_ip", "10.1.1.1"), ("container_ip", "10.2.2.2"))
+    other = with_further(table("a", 1), ("container_ip", "10.2.2.2"), ("host_ip", "10.1.1.1"))
+    assert merge([plain, other]).to_json() == merge([other, plain]).to_json()
+    reserved = with_further(table("a", 1), ("host_nic_ip", "reserve"))
+    assert merge([reserved, table("a", 1)]).to_json() == table("a", 1).to_json()
+    with pytest.raises(RankTableError, match="with different container_ip, host_ip"):
+        merge([plain, table("a", 1)])
+    (server,) = table("a", 1).servers
+    ported = replace(server.devices[0], extra=(("device_port", "16667"),))
+    moved = RankTable((replace(server, devices=(ported, *server.devices[1:])),))
+    with pytest.raises(RankTableError, match="with different device_port"):
+        merge([moved, table("a", 1)])
+
+
+def test_comma_lists_of_device_ips():
+    def listing(number: int, text: str) -> RankTable:
+        return host_table(f"h{number}", {0: text})
+
+    merge([listing(1, "10.0.0.1,10.0.1.1"), listing(2, "10.0.0.2,10.0.1.2")])
+    for second, said in (
+        ("10.0.0.2,10.0.1.1", "device_ip 10.0.1.1 is used twice"),
+        ("10.0.0.2", "different numbers of addresses: 1 for device 0 of h2, 2 for device 0 of h1"),
+        ("10.0.0.2,", "not an IP address"),
+    ):
+        with pytest.raises(RankTableError, match=said):
+            merge([listing(1, "10.0.0.1,10.0.1.1"), listing(2, second)])
 
 
 def test_a_table_is_written_as_the_guide_shows_it():

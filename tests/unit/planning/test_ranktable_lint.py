@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import pytest
 from hypothesis import given, settings
@@ -100,6 +100,14 @@ def ranks(content: Dict[str, Any], order: List[int]) -> None:
         item["rank_id"] = str(rank)
 
 
+def shift(content: Dict[str, Any], by: int, server: Optional[int] = None) -> None:
+    """Other device ids, on one server or on all."""
+    servers = content["server_list"]
+    for item in servers if server is None else [servers[server]]:
+        for entry in item["device"]:
+            entry["device_id"] = str(int(entry["device_id"]) + by)
+
+
 Spoil = Callable[[Dict[str, Any]], object]
 SPOILT: List[Tuple[str, Spoil]] = [
     ("RT010", lambda t: t.update(version="3.0")),
@@ -140,6 +148,10 @@ SPOILT: List[Tuple[str, Spoil]] = [
     ("RT036", lambda t: device(t).update(device_ip="172.16.0.1")),
     ("RT040", lambda t: device(t).update(device_id="8")),
     ("RT040", lambda t: device(t).update(device_id="one")),
+    ("RT040", lambda t: shift(t, 8, server=1)),  # ranks written as devices
+    ("RT040", lambda t: shift(t, 1)),
+    ("RT040", lambda t: shift(t, 16)),
+    ("RT043", lambda t: shift(t, 8)),
     ("RT041", lambda t: device(t).update(device_id="0")),
     ("RT042", lambda t: [s.update(device=s["device"][2:6]) for s in t["server_list"]]),
     ("RT050", lambda t: device(t).update(rank_id="-1")),
@@ -235,10 +247,47 @@ def test_a_breach_of_each_rule_of_other_forms(code, make, spoil):
     assert codes(check(content)) == {code}
 
 
+def test_servers_with_sixteen_devices():
+    whole = table(2, 16)
+    assert codes(check(whole)) == {"RT043"}
+    assert check(whole).errors == 0
+    halves = table(2, 4)
+    for item in halves["server_list"]:
+        for entry, device_id in zip(item["device"], (0, 1, 8, 9)):
+            entry["device_id"] = str(device_id)
+    assert codes(check(halves)) == {"RT043"}
+    halves["server_list"][0]["device"][3]["device_id"] = "10"  # not the same of both modules
+    halves["server_list"][1]["device"][3]["device_id"] = "10"
+    assert codes(check(halves)) == {"RT040"}
+    pods = table(2, 16, "1.2")
+    assert check(pods).findings == ()
+    shift(pods, 1)
+    assert codes(check(pods)) == {"RT040"}
+
+
+def test_the_two_server_example_of_the_guide_has_both_its_faults():
+    """As printed there: two servers of one name, and four addresses on both."""
+    content = table()
+    for number, item in enumerate(content["server_list"]):
+        item["server_id"] = "xx.xx.xx.xx"
+        for entry in item["device"]:
+            device_id = int(entry["device_id"])
+            entry["device_ip"] = f"192.168.{device_id % 4}.{device_id // 4 + number}"
+    checked = check(content)
+    errors = [finding for finding in checked.findings if finding.is_error]
+    assert [finding.rule.code for finding in errors] == ["RT022"] + 4 * ["RT032"]
+    assert "'xx.xx.xx.xx' is given again, first in line 6" in errors[0].message
+    assert [finding.message.split()[1] for finding in errors[1:]] == [
+        f"192.168.{n}.1" for n in range(4)
+    ]
+
+
 def test_names_and_missing_files():
     assert codes(check(table(), "table.txt")) == {"RT006"}
     assert codes(unreadable("t.json", "No such file")) == {"RT007"}
     assert "RT001" in codes(check_table(b'{"version": "\xff"}', "t.json"))
+    wide = check_table(json.dumps(table()).encode("utf-16"), "t.json")
+    assert (codes(wide), wide.devices) == ({"RT001"}, 16)
 
 
 @pytest.fixture
@@ -268,6 +317,14 @@ def test_drift(two_hosts):
     assert "RT092" in codes(drift(two_hosts, {"n1": reported(1)}))
     assert "RT091" in codes(drift(two_hosts, {"n1": reported(1)}, servers=1))
     assert "RT091" in codes(drift(two_hosts, {"n1": reported(1)}, servers=3))
+
+
+def test_an_address_may_be_written_in_several_ways(two_hosts):
+    text = merge([host_table(f"10.0.0.{n}", {0: f"fd00::{n}", 1: f"fd01::{n}"}) for n in (1, 2)])
+    spelt = text.to_json().replace("fd00::1", "fd00:0:0::0001").replace("fd01::1", "FD01::1")
+    facts = {f"n{n}": HostFacts(device_ips={0: f"fd00::{n}", 1: f"fd01::{n}"}) for n in (1, 2)}
+    checked = check_table(spelt.encode(), "t.json", hosts=two_hosts.hosts, facts=facts)
+    assert codes(checked) == set()
 
 
 def test_every_rule_is_breached_by_a_test():
