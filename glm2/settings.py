@@ -10,6 +10,7 @@ from typing import Optional, Sequence, Tuple
 
 from glm2.config import ModelConfig
 from glm2.errors import ConfigError
+from glm2.infer_section import Graphs, read_infer
 from glm2.model_section import read_model
 from glm2.yaml_source import Section, Source, read_yaml
 
@@ -147,6 +148,8 @@ class Settings:
     resume: str
     """``resume_training``: the step to go on from: ``latest``, or the name of a checkpoint file
     such as ``glm2_rank_0-2_120.ckpt``; empty: training begins at step 1."""
+    graphs: Optional[Graphs]
+    """``infer``: the two graphs of ``export`` and ``infer``."""
     accumulation: int
     """Batches whose gradients make one step: ``parallel_config.micro_batch_num``, or
     ``runner_config.gradient_accumulation_steps``."""
@@ -260,6 +263,7 @@ def parse_settings(source: Source) -> Settings:
         eval_step_interval=_interval(top, "eval_step_interval"),
         eval_epoch_interval=_interval(top, "eval_epoch_interval"),
         resume=_resume(top),
+        graphs=read_infer(top, model),
         accumulation=max(accumulation, micro_batches),
         recompute=recompute_on,
         unused=(),
@@ -277,7 +281,7 @@ _NO_EFFECT = (
     "layer_decay", "lr_scale_factor",
     "moe_config", "filepath_prefix", "autotune_per_step", "profile_start_step",
     "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory",
-    "eval_callbacks", "infer",
+    "eval_callbacks",
 )  # fmt: skip
 
 
