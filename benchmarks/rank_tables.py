@@ -3,8 +3,9 @@
     python -m benchmarks.rank_tables [--servers 1250] [--rounds 5]
 
 Files are in memory; shown are medians. ``generate`` makes the table from the facts of all hosts,
-``merge`` reads, checks and merges one file a server, ``check`` lints the merged table, ``plan``
-is all that a launch of that size computes before it touches a host.
+``merge`` reads, checks and merges one file a server, and both check what they made, as the commands
+do; ``check`` lints the merged table, ``plan`` is all that a launch of that size computes before it
+touches a host.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from orchestrator.planning.cluster_table import cluster_table
 from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.planner import plan
 from orchestrator.planning.ranktable import host_table
-from orchestrator.planning.ranktable_convert import merge_files
+from orchestrator.planning.ranktable_convert import merge_files, proven
 from orchestrator.planning.ranktable_lint import check_table
 
 
@@ -41,8 +42,10 @@ def main() -> None:
     whole = cluster_table(inventory.hosts, facts).to_json().encode()
     job = Job("bench", "train", config=None, worker_command=("true",))
     steps: Dict[str, Callable[[], object]] = {
-        "generate": lambda: cluster_table(inventory.hosts, facts).to_json(),
-        "merge": lambda: merge_files([check_table(d, n) for n, d in files.items()]).to_json(),
+        "generate": lambda: proven(cluster_table(inventory.hosts, facts), "all.json"),
+        "merge": lambda: proven(
+            merge_files([check_table(d, n) for n, d in files.items()]), "all.json"
+        ),
         "check": lambda: check_table(whole, "merged.json"),
         "plan": lambda: plan(inventory, job, facts),
     }

@@ -301,6 +301,8 @@ class _Parser:
         if token.kind == closer:
             self.next += 1
             return True
+        if token.kind not in ("}", "]", "end"):
+            return False
         opening = self.open[-1]
         line, _ = self.reading.place(opening.at)
         if token.kind == "end":
@@ -308,8 +310,6 @@ class _Parser:
                 message = f"`{opening.kind}` of line {line} is never closed: `{closer}` is missing"
                 self.note("bracket", message, f"add `{closer}`", token)
             return True
-        if token.kind not in ("}", "]"):
-            return False
         if any(outer.kind != opening.kind for outer in self.open[:-1]):
             message = (
                 f"`{closer}` is missing before this; it closes `{opening.kind}` of line {line}"
