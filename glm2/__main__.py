@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ other commands:
   python -m glm2 sample-data --out DIR   write the built-in data set and its tokenizer
   python -m glm2 scheduler               MindSpore's scheduler process (variables MS_*)
   python -m glm2 check --config FILE     judge a configuration, without MindSpore
+  python -m glm2 describe --config FILE  layers, parameters and memory, without making the weights
   python -m glm2 convert --from A --to B official Hugging Face weights to MindSpore's, or back
 
 example:
@@ -34,6 +36,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return _scheduler(words[1:])
         if words[:1] == ["check"]:
             return _check(words[1:])
+        if words[:1] == ["describe"]:
+            return _describe(words[1:])
         if words[:1] == ["convert"]:
             return _convert(words[1:])
         return _work(words)
@@ -94,6 +98,27 @@ def _check(words: List[str]) -> int:
     for warning in (*verdict.warnings, *(f"{key} has no effect" for key in settings.unused)):
         print(f"warning: {warning}", file=sys.stderr)
     return ConfigError.exit_status if verdict.faults else 0
+
+
+def _describe(words: List[str]) -> int:
+    """Numbers of a configuration; needs neither MindSpore nor memory for the weights."""
+    parser = argparse.ArgumentParser(
+        prog="python -m glm2 describe",
+        description="Layers, parameters, and the memory of a rank by part and by layout.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="K=V")
+    options = parser.parse_args(words)
+    from glm2 import describe
+    from glm2.settings import find_config, load_settings
+
+    settings = load_settings(find_config(options.config), options.overrides)
+    if options.output == "json":
+        print(json.dumps(describe.as_dict(options.config, settings), indent=1))
+    else:
+        print(describe.table(options.config, settings))
+    return 0
 
 
 def _sample_data(words: List[str]) -> int:

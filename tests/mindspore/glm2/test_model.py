@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Tuple
+import dataclasses
+from math import prod
+from typing import Dict, List, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from glm2.config import IGNORED_LABEL, ModelConfig
+from glm2.config import IGNORED_LABEL, LoraConfig, ModelConfig
+from glm2.describe import parts
+from glm2.division import rank_shapes
 from glm2.errors import UsageError
 from glm2.generate import Generator
+from glm2.lora import add_adapters
 from glm2.model import Glm2, learned_tokens, next_token_loss
 from glm2.sampling import Sampling, choose, penalise
 from tests.mindspore.glm2.reference import Weights, forward, random_weights
@@ -90,6 +95,19 @@ class TestForward:
             "transformer.output_layer.weight",
             *(f"transformer.encoder.layers.{n}.{name}" for n in range(3) for name in layer),
         }
+
+
+@pytest.mark.parametrize("pet", [None, LoraConfig(lora_rank=3, target_modules=".*dense.*")])
+@pytest.mark.parametrize("values", [{}, {"add_qkv_bias": False, "post_layer_norm": False}])
+def test_parameters_are_those_that_are_counted_without_making_them(
+    network: Network, pet: Optional[LoraConfig], values: dict
+) -> None:
+    config = dataclasses.replace(network[0], pet_config=pet, **values)
+    model = Glm2(config)
+    add_adapters(model)
+    made = {p.name: tuple(p.shape) for p in model.get_parameters()}
+    assert made == rank_shapes(config)
+    assert sum(part.parameters for part in parts(config)) == sum(map(prod, made.values()))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_learned_tokens() -> None:
