@@ -119,9 +119,16 @@ class Result:
         """Raise for what is critical: the hosts' own errors, and HostNotReady for each CRIT;
         HostErrors for several."""
         others = [f for f in self.findings if f.check not in (REACHABLE.name, ANSWERS.name)]
-        errors = [*self.errors.values(), *as_errors(others)]
-        if errors:
-            raise one_error(f"preflight: {len(errors)} critical findings", errors)
+        critical = as_errors(others)
+        parts = []
+        if self.errors:
+            total = len({*self.facts, *self.errors})
+            parts.append(f"{len(self.errors)} of {total} hosts failed")
+        if critical:
+            parts.append(f"{len(critical)} critical findings")
+        if parts:
+            message = f"preflight: {', '.join(parts)}"
+            raise one_error(message, [*self.errors.values(), *critical])
 
 
 def preflight(

@@ -187,7 +187,11 @@ def test_the_rank_table_recipe_with_stand_ins_for_the_device_tools(cli, loopback
         replace(host, device_target="Ascend", devices=tuple(range(8))) for host in cluster.hosts
     ]
     inventory = cluster.inventory_yaml(hosts=hosts)
-    done = cli("launch", "-i", inventory, "--run-id", "tables", *standin(), "finetune")
+    # Both hosts are this machine and have its hostname, which a preflight does not let pass.
+    done = cli(
+        *("launch", "-i", inventory, "--run-id", "tables", "--skip-preflight"),
+        *(*standin(), "finetune"),
+    )
     assert done.status == 0, done.stderr
     table = json.loads(cli.run("tables").rank_table.read_text())
     assert (table["version"], table["server_count"], table["status"]) == ("1.0", "2", "completed")
