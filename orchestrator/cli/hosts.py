@@ -34,7 +34,7 @@ def hosts() -> None:
 @_INVENTORY
 @output_option("table", "json")
 def list_hosts(inventory_file: str, output: str) -> None:
-    """Show every host: whether it works, why not and until when, and which spare stands in."""
+    """Show every host, whether it works and why not."""
     from orchestrator.errors import HostNotReady
     from orchestrator.inventory import working_hosts
 
@@ -60,13 +60,16 @@ def list_hosts(inventory_file: str, output: str) -> None:
 @_HOSTS
 @click.option("--reason", required=True, metavar="TEXT", help="Why; later plans say it.")
 @click.option(
-    "--for", "lasting", metavar="TIME", help="How long, e.g. 30m, 24h or 7d; default: for good."
+    "--for",
+    "lasting",
+    metavar="TIME",
+    help="How long, e.g. 30m, 24h or 7d; default: until released.",
 )
 @output_option("table", "json")
 def quarantine_hosts(
     inventory_file: str, names: Tuple[str, ...], reason: str, lasting: Optional[str], output: str
 ) -> None:
-    """Keep hosts out of later plans and launches; running jobs go on.
+    """Keep hosts out of later plans; running jobs go on.
 
     HOST is a name, a pattern such as node[1-4], or a group. Spares take the places of these hosts.
     """

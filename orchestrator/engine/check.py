@@ -77,9 +77,9 @@ def _problems(config: WorkerConfig, talk: str) -> List[Problem]:
 
 
 def _place(config: WorkerConfig, message: str) -> Optional[Location]:
-    """Place of the first key that the message names."""
-    for key in _KEY.findall(message):
-        place = config.locations.get(tuple(key.split(".")))
-        if place is not None:
-            return place
-    return None
+    """Place of the first key that the message names, else of the nearest section around one."""
+    keys = [tuple(key.split(".")) for key in _KEY.findall(message)]
+    around = (key[:end] for key in keys for end in range(len(key) - 1, 0, -1))
+    return next(
+        (config.locations[key] for key in (*keys, *around) if key in config.locations), None
+    )

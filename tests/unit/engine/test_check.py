@@ -38,7 +38,7 @@ def test_a_good_configuration(tmp_path: Path) -> None:
 
 def test_what_the_plan_and_the_worker_refuse_comes_at_once_and_once(tmp_path: Path) -> None:
     changes = {
-        "seq_length: 97": "seq_length: 96",
+        "max_target_length: 48": "max_target_length: 47",
         "beta1: 0.9": "beta_1: 0.9",
         "model_parallel: 1": "data_parallel: 3",
     }
@@ -47,7 +47,7 @@ def test_what_the_plan_and_the_worker_refuse_comes_at_once_and_once(tmp_path: Pa
     said = str(caught.value)
     assert said.startswith("the configuration my.yaml has 3 problems:")
     for text, problem in (
-        ("seq_length: 96", "model.model_config.seq_length is 96"),
+        ("    seq_length: 97", "model.model_config.seq_length is 97"),
         ("beta_1: 0.9", "unknown key optimizer.beta_1"),
         ("data_parallel: 3", "= 3, but there are 4 ranks"),
     ):
@@ -58,9 +58,9 @@ def test_what_the_plan_and_the_worker_refuse_comes_at_once_and_once(tmp_path: Pa
 
 def test_a_value_of_the_command_line_is_placed_there(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
-        check_job(job(tmp_path, {}, "model.model_config.seq_length=96"), HOSTS)
-    assert str(caught.value.location) == "--set model.model_config.seq_length"
-    assert "--set model.model_config.seq_length=97" in caught.value.hint
+        check_job(job(tmp_path, {}, "parallel_config.data_parallel=3"), HOSTS)
+    assert str(caught.value.location) == "--set parallel_config.data_parallel"
+    assert "--set parallel_config.data_parallel=4" in caught.value.hint
 
 
 def test_what_only_the_worker_knows_is_placed_by_the_key_it_names(tmp_path: Path) -> None:
@@ -69,6 +69,13 @@ def test_what_only_the_worker_knows_is_placed_by_the_key_it_names(tmp_path: Path
     assert caught.value.location is not None
     assert caught.value.location.line == line_of(tmp_path, "epochs: 0")
     assert "runner_config.epochs is 0; at least 1" in str(caught.value)
+
+
+def test_a_key_that_is_missing_is_placed_at_its_section(tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        check_job(job(tmp_path, {"    vocab_file: sample:tokenizer.model\n": ""}), HOSTS)
+    assert caught.value.location is not None
+    assert caught.value.location.line == line_of(tmp_path, "type: ChatGLM2Tokenizer")
 
 
 def test_an_own_worker_is_judged_by_the_guide_s_keys(tmp_path: Path) -> None:

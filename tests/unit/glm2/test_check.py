@@ -35,16 +35,19 @@ def line(text: str) -> int:
 
 
 def test_every_fault_at_once_each_with_its_line(check) -> None:
-    changes = [("seq_length: 97", "seq_length: 96"), ("model_parallel: 1", "data_parallel: 3")]
+    changes = [
+        ("max_target_length: 48", "max_target_length: 47"),
+        ("model_parallel: 1", "data_parallel: 3"),
+    ]
     status, said = check(changes, "--ranks", "8")
     assert status == 3
     assert said == [
         f"error: my.yaml:{line('model_parallel: 1')}: parallel_config.data_parallel 3 · "
         "model_parallel 1 = 3, but there are 8 ranks",
         "  → set parallel_config.data_parallel to 8",
-        f"error: my.yaml:{line('seq_length: 97')}: model.model_config.seq_length is 96, but "
-        "max_source_length 48 + max_target_length 48 + 1 of train_dataset is 97",
-        "  → set model.model_config.seq_length to 97",
+        f"error: my.yaml:{line('    seq_length: 97')}: model.model_config.seq_length is 97, but "
+        "max_source_length 48 + max_target_length 47 + 1 of train_dataset is 96",
+        "  → set model.model_config.seq_length to 96",
     ]
 
 
