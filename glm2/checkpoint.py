@@ -1,38 +1,38 @@
 """Checkpoints of a rank: weights, optimizer state and progress, under MindFormers' names.
 
 ``output/checkpoint/rank_N/{prefix}_rank_{N}-{epoch}_{step}.ckpt``: epoch and step of that
-epoch, both from 1. A file appears whole or not at all.
+epoch, both from 1. A file appears whole or not at all, and ends in MindSpore's CRC-32 of all
+before it. ``meta.json`` beside it names the newest step that every rank has.
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import os
-import re
 import shutil
+import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from glm2.errors import CheckpointError, ConfigError
-from glm2.weights import Progress, compare, is_state
+from glm2.settings import CHECKPOINT_NAME
+from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state
 
 DOWNLOADS = Path("checkpoint_download") / "glm2"
 """Where weights that are given by name, such as ``glm2_6b``, are looked for."""
+META = "meta.json"
 
 
 def save_checkpoint(
-    folder: Path,
-    name: str,
-    parameters: Sequence[Parameter],
-    progress: Progress,
-    keep: int,
+    folder: Path, name: str, parameters: Sequence[Parameter], progress: Progress
 ) -> Path:
-    """Write ``name``.ckpt into ``folder`` and remove all but the newest ``keep`` of its kind."""
+    """Write ``name``.ckpt into ``folder``; it is on the disk when this returns."""
     hidden = folder / ".saving"
     hidden.mkdir(parents=True, exist_ok=True)
     records = [{"name": p.name, "data": p} for p in parameters]
@@ -42,7 +42,7 @@ def save_checkpoint(
     temporary = hidden / f"{name}.ckpt"
     file = folder / temporary.name
     try:
-        ms.save_checkpoint(records, str(temporary))
+        ms.save_checkpoint(records, str(temporary), crc_check=True)
         temporary.chmod(0o600)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -55,9 +55,96 @@ def save_checkpoint(
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     _sync_folder(folder)
-    for old in _by_age(folder, name)[:-keep]:
-        old.unlink()
     return file
+
+
+def conclude(file: Path, keep: int) -> None:
+    """Mark the step of ``file`` as the last one in ``meta.json``, as MindFormers does, and remove
+    all but the newest ``keep`` of its kind.
+
+    To be called when all ranks have saved the step: until then the older ones are needed.
+    """
+    match = CHECKPOINT_NAME.match(file.name)
+    assert match, file
+    meta = {
+        "last_epoch": int(match["epoch"]),
+        "last_step": int(match["step"]),
+        "last_ckpt_file": file.name,
+    }
+    temporary = file.parent / ".meta.json"
+    with temporary.open("w", encoding="utf-8") as out:
+        out.write(json.dumps(meta) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file.parent / META)
+    for old in saved_files(file.parent, match["prefix"])[:-keep]:
+        old.unlink()
+    _sync_folder(file.parent)
+
+
+def saved_files(folder: Path, prefix: str) -> List[Path]:
+    """Checkpoints of that prefix, oldest first: by number, as text 10 comes before 4."""
+    found = []
+    for file in folder.glob(f"{glob.escape(prefix)}-*.ckpt"):
+        match = CHECKPOINT_NAME.match(file.name)
+        if match and match["prefix"] == prefix:
+            found.append((*step_of(file), file))
+    return [file for _, _, file in sorted(found)]
+
+
+def step_of(file: Path) -> Tuple[int, int]:
+    """Epoch and step in the name of a checkpoint."""
+    match = CHECKPOINT_NAME.match(file.name)
+    if not match:
+        raise ConfigError(f"{file} is not named as a checkpoint of training: …-EPOCH_STEP.ckpt")
+    return int(match["epoch"]), int(match["step"])
+
+
+def damage(file: Path) -> str:
+    """What is wrong with a checkpoint of training, by its CRC-32; empty: nothing."""
+    crc, last = 0, b""
+    try:
+        with file.open("rb") as content:
+            while block := content.read(1 << 22):
+                block = last + block
+                last = block[-_TRAILER:]
+                crc = zlib.crc32(block[:-_TRAILER], crc)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    if len(last) < _TRAILER or not last.startswith(b"crc_num"):
+        return "it is cut off"
+    if int.from_bytes(last[7:], "big") != crc:
+        return "its checksum differs"
+    return ""
+
+
+def load_state(parameters: Sequence[Parameter], file: Path) -> Progress:
+    """Fill weights and optimizer state from a checkpoint of training; returns where it stands.
+
+    Everything must be there in its shape and type: CheckpointError lists all that differ.
+    """
+    found = read_parameters(file)
+    wanted = {p.name: p for p in parameters}
+    state = {name: value for name, value in found.items() if name not in PROGRESS_NAMES}
+    problems = compare(
+        {name: tuple(p.shape) for name, p in wanted.items()},
+        {name: tuple(p.shape) for name, p in state.items()},
+    )
+    problems += [
+        f"{name} is {state[name].dtype}, the model needs {p.dtype}"
+        for name, p in wanted.items()
+        if name in state and state[name].dtype != p.dtype
+    ]
+    problems += [f"missing {name}" for name in PROGRESS_NAMES if name not in found]
+    if problems:
+        raise CheckpointError(
+            f"training cannot go on from {file}: " + "; ".join(problems),
+            hint="resume with the configuration that wrote it; without resume_training the "
+            "weights alone are loaded",
+        )
+    for name, parameter in wanted.items():
+        parameter.set_data(state[name])
+    return Progress(*(found[name].asnumpy().item() for name in PROGRESS_NAMES))
 
 
 def find_weights(name: str) -> Path:
@@ -110,18 +197,8 @@ def read_parameters(file: Path) -> Dict[str, Parameter]:
 
 
 _ENDINGS = (".ckpt", ".safetensors")
-_STEP = re.compile(r"-(\d+)_(\d+)\.ckpt$")
-
-
-def _by_age(folder: Path, name: str) -> List[Path]:
-    """Checkpoints of the same prefix, oldest first: by number, as text 10 comes before 4."""
-    prefix = name.rpartition("-")[0]
-    found = []
-    for file in folder.glob(f"{glob.escape(prefix)}-*.ckpt"):
-        match = _STEP.search(file.name)
-        if match and file.name[: match.start()] == prefix:
-            found.append((int(match[1]), int(match[2]), file))
-    return [file for _, _, file in sorted(found)]
+_TRAILER = 17
+"""Bytes at the end of a file with a CRC: ``crc_num`` and ten of the number, big-endian."""
 
 
 def _reason(error: Exception) -> str:

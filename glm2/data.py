@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple
@@ -100,9 +101,10 @@ def encode_prompt(content: str, tokenizer: Tokenizer, limit: int) -> List[int]:
 class Batches:
     """The steps of a rank through a dataset, the same in every process that counts along.
 
-    A step takes ``batch_size · data_parallel`` rows in the order of the epoch; rank d of the
-    data-parallel ranks takes the d-th ``batch_size`` of them, so that the rows of a step do
-    not depend on how many ranks share them.
+    A step takes ``batch_size · accumulation · data_parallel`` rows in the order of the epoch;
+    rank d of the data-parallel ranks takes the d-th part of them, so that the rows of a step do
+    not depend on how many ranks share them. ``accumulation`` is how many batches a rank works
+    off in a step.
     """
 
     def __init__(
@@ -113,25 +115,37 @@ class Batches:
         *,
         ranks: int = 1,
         rank: int = 0,
+        accumulation: int = 1,
     ) -> None:
         self.rows, self.tokenizer, self.dataset = rows, tokenizer, dataset
         self.ranks, self.rank = ranks, rank
-        self.global_batch = dataset.batch_size * ranks
+        self.rank_rows = dataset.batch_size * accumulation
+        self.global_batch = self.rank_rows * ranks
         full, rest = divmod(len(rows), self.global_batch)
         self.steps_per_epoch = full + (0 if dataset.drop_remainder or not rest else 1)
         if not self.steps_per_epoch:
             raise ConfigError(
                 f"{dataset.file} has {len(rows)} rows, less than one step of "
-                f"{dataset.batch_size} rows on {ranks} ranks",
+                f"{self.rank_rows} rows on {ranks} ranks",
                 hint="lower batch_size, or set drop_remainder: False",
             )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        """Token ids and labels [batch_size, seq] int32 of the steps of an epoch (from 0)."""
+        """Token ids and labels of an epoch's steps (from 0), int32.
+
+        Each is [batch_size · accumulation, seq].
+        """
         order = self.order(epoch)
         for step in range(first_step, self.steps_per_epoch):
-            begin = step * self.global_batch + self.rank * self.dataset.batch_size
-            yield self.batch(order[begin : begin + self.dataset.batch_size])
+            begin = step * self.global_batch + self.rank * self.rank_rows
+            yield self.batch(order[begin : begin + self.rank_rows])
+
+    def crc(self) -> int:
+        """CRC-32 of all rows and the seed: it changes with the rows or their order."""
+        crc = zlib.crc32(f"{self.dataset.shuffle} {self.dataset.seed}".encode())
+        for row in self.rows:
+            crc = zlib.crc32(f"{row.content}\n{row.summary}\n".encode(), crc)
+        return crc
 
     def order(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of an epoch."""
@@ -144,6 +158,6 @@ class Batches:
         encoded = [encode_row(self.rows[i], self.tokenizer, self.dataset) for i in numbers]
         width = self.dataset.max_source_length + self.dataset.max_target_length + 1
         empty = ([self.tokenizer.pad_id] * width, [IGNORED_LABEL] * width)
-        encoded += [empty] * (self.dataset.batch_size - len(encoded))
+        encoded += [empty] * (self.rank_rows - len(encoded))
         ids, labels = zip(*encoded)
         return np.array(ids, np.int32), np.array(labels, np.int32)

@@ -26,6 +26,8 @@ from glm2.tokenizer import Tokenizer
 if TYPE_CHECKING:  # MindSpore takes seconds to import; what can fail before it fails before it.
     from glm2.model import Glm2
     from glm2.parallel import Layout
+    from glm2.resume import Source
+    from glm2.weights import Progress
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,14 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     os.environ.setdefault("GLOG_v", "3")
     from glm2.checkpoint import find_weights
     from glm2.parallel import layout_of, meet, start, together
+    from glm2.resume import source_of
 
     layout = layout_of(settings.parallel, settings.use_parallel, environ)
-    batches = _batches(train_data, layout) if train_data else None
-    weights = settings.load_checkpoint or settings.model.checkpoint_name_or_path
+    batches = _batches(train_data, layout, settings) if train_data else None
+    source = source_of(settings, layout.rank) if training and settings.resume else None
+    weights = settings.model.checkpoint_name_or_path
+    if not source:
+        weights = settings.load_checkpoint or weights
     file = find_weights(weights) if weights else None
     own = Path(settings.output_dir) / "log" / f"rank_{layout.rank}"
     metrics = Metrics(Path(environ.get("GLM2_RANK_DIR") or own))
@@ -78,8 +84,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     start(settings.device, layout, environ)
     with together():
         rank = Rank(settings, layout, metrics, _model(settings, file))
-        status = _train(rank, batches) if batches else 0
-        if eval_data and not status:
+        status = _train(rank, batches, eval_data, source) if batches else 0
+        if eval_data and not batches:
             _evaluate(rank, eval_data)
         if questions:
             _predict(rank, questions)
@@ -139,13 +145,14 @@ def _tokenizer(dataset: Dataset, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
-def _batches(data: Data, layout: Layout) -> Batches:
+def _batches(data: Data, layout: Layout, settings: Settings) -> Batches:
     return Batches(
         data.rows,
         data.tokenizer,
         data.dataset,
         ranks=layout.data_parallel,
         rank=layout.data_rank,
+        accumulation=settings.accumulation,
     )
 
 
@@ -169,21 +176,47 @@ def _model(settings: Settings, weights: Optional[Path]) -> Glm2:
     return model
 
 
-def _train(rank: Rank, batches: Batches) -> int:
+def _train(
+    rank: Rank, batches: Batches, eval_data: Optional[Data], source: Optional[Source]
+) -> int:
+    from glm2.parallel import steps_of_ranks
+    from glm2.resume import choose, set_aside
     from glm2.trainer import Trainer
 
-    trainer = Trainer(rank.model, batches, rank.settings, rank.layout, rank.metrics, rank.output)
+    def evaluate(progress: Progress) -> None:
+        if eval_data:
+            _evaluate(rank, eval_data, progress)
+
+    trainer = Trainer(
+        rank.model,
+        batches,
+        rank.settings,
+        rank.layout,
+        rank.metrics,
+        rank.output,
+        evaluate if eval_data else None,
+    )
+    if source:
+        file = choose(source, lambda step: steps_of_ranks(rank.layout, step))
+        trainer.resume(file)
+        if file.parent.resolve() == trainer.folder.resolve():
+            set_aside(trainer.folder, file)
     return trainer.train()
 
 
-def _evaluate(rank: Rank, data: Data) -> None:
+def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> None:
+    """Score the model; in the course of training under the number of its step."""
     from glm2 import evaluate
 
     rank.metrics.phase("eval")
     scored = evaluate.evaluate(rank.model, data.rows, data.tokenizer, data.dataset, rank.layout)
     result = evaluate.summarise(scored, rank.layout)
-    file = evaluate.write_report(rank.output / "eval", rank.layout.rank, result, scored)
-    rank.metrics.result(result)
+    folder = rank.output / "eval"
+    if progress:
+        folder = folder / f"step_{progress.step_num}"
+    file = evaluate.write_report(folder, rank.layout.rank, result, scored)
+    step = {"step": progress.step_num, "epoch": progress.epoch_num} if progress else {}
+    rank.metrics.result({**step, **result})
     say(f"answers and scores: {file}")
     print(evaluate.table(result), flush=True)
 

@@ -28,7 +28,11 @@ class Progress:
     global_step: int = 0
     """Updates of the weights: steps without the skipped ones."""
     data_rows: int = 0
-    """Rows consumed by all ranks since the beginning: the position in the data."""
+    """Rows consumed by all ranks since the beginning."""
+    epoch_rows: int = 0
+    """Those of them that belong to the epoch under way: the position in its order."""
+    data_crc: int = 0
+    """Names the rows and their order; see ``Batches.crc``."""
     loss_scale: float = 1.0
     scale_good_steps: int = 0
     """Good steps that the loss scale has seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 from typing import Dict
@@ -9,9 +10,14 @@ from typing import Dict
 import mindspore as ms
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glm2.checkpoint import (
+    conclude,
+    damage,
     find_weights,
+    load_state,
     load_weights,
     read_parameters,
     save_checkpoint,
@@ -34,7 +40,7 @@ CONFIG = ModelConfig(
     padded_vocab_size=32,
     seq_length=8,
 )
-PROGRESS = Progress(2, 9, 8, 72, 1024.0, 3)
+PROGRESS = Progress(2, 9, 8, 72, 24, 0xFFFFFFFF, 1024.0, 3)
 
 
 def altered(**values: int) -> Glm2:
@@ -60,7 +66,7 @@ def optimizer(model: Glm2) -> AdamW:
 @pytest.fixture(scope="module")
 def saved(model: Glm2, optimizer: AdamW, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = (*optimizer.weights, *optimizer.m, *optimizer.v)
-    return save_checkpoint(tmp_path_factory.mktemp("saved"), "a_rank_0-2_3", state, PROGRESS, 5)
+    return save_checkpoint(tmp_path_factory.mktemp("saved"), "a_rank_0-2_3", state, PROGRESS)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +111,51 @@ def test_a_file_holds_weights_moments_and_progress(
 def test_only_its_owner_reads_it_and_nothing_half_written_is_left(saved: Path) -> None:
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert list(saved.parent.iterdir()) == [saved]
+
+
+class TestResumedState:
+    def test_it_is_what_was_saved(self, optimizer: AdamW, saved: Path) -> None:
+        assert damage(saved) == ""
+        other = AdamW(altered().trainable_params(), Optimizer())
+        state = (*other.weights, *other.m, *other.v)
+        assert load_state(state, saved) == PROGRESS
+        for ours, theirs in zip((*optimizer.weights, *optimizer.m, *optimizer.v), state):
+            assert ours.name == theirs.name
+            np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
+
+    def test_weights_alone_are_no_state(
+        self, model: Glm2, optimizer: AdamW, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "weights.ckpt"
+        ms.save_checkpoint([{"name": p.name, "data": p} for p in model.get_parameters()], str(file))
+        with pytest.raises(CheckpointError, match=r"missing adam_m.*missing step_num") as caught:
+            load_state((*optimizer.weights, *optimizer.m, *optimizer.v), file)
+        assert "without resume_training" in caught.value.hint
+        assert damage(file) == "it is cut off", "it has no checksum"
+
+    def test_another_type_is_refused(self, saved: Path) -> None:
+        half = Glm2(ModelConfig(**{**vars(CONFIG), "param_init_type": "float16"}))
+        other = AdamW(half.trainable_params(), Optimizer())
+        with pytest.raises(CheckpointError, match="weight is Float32, the model needs Float16"):
+            load_state((*other.weights, *other.m, *other.v), saved)
+
+    @given(st.data())
+    def test_every_changed_bit_and_every_cut_is_found(
+        self, saved: Path, scratch: Path, data: st.DataObject
+    ) -> None:
+        content = bytearray(saved.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        else:
+            del content[place:]
+        scratch.write_bytes(content)
+        assert damage(scratch)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def scratch(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return tmp_path_factory.mktemp("damaged") / "a_rank_0-2_3.ckpt"
 
 
 def test_weights_are_loaded_in_the_type_of_the_model(model: Glm2, saved: Path) -> None:
@@ -170,10 +221,15 @@ class TestKeep:
     def test_the_newest_by_number_stay(self, tmp_path: Path) -> None:
         parameter = [ms.Parameter(ms.Tensor([1.0]), name="w")]
         for step in (2, 9, 10):
-            save_checkpoint(tmp_path, f"a_rank_0-1_{step}", parameter, Progress(), 2)
-        save_checkpoint(tmp_path, "b_rank_0-1_1", parameter, Progress(), 2)
-        save_checkpoint(tmp_path, "a_rank_0-2_1", parameter, Progress(), 2)
-        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            save_checkpoint(tmp_path, f"a_rank_0-1_{step}", parameter, Progress())
+        save_checkpoint(tmp_path, "b_rank_0-1_1", parameter, Progress())
+        conclude(save_checkpoint(tmp_path, "a_rank_0-2_1", parameter, Progress()), 2)
+        assert json.loads((tmp_path / "meta.json").read_text()) == {
+            "last_epoch": 2,
+            "last_step": 1,
+            "last_ckpt_file": "a_rank_0-2_1.ckpt",
+        }
+        assert sorted(file.name for file in tmp_path.glob("*.ckpt")) == [
             "a_rank_0-1_10.ckpt",
             "a_rank_0-2_1.ckpt",
             "b_rank_0-1_1.ckpt",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict
+import dataclasses
 
 import mindspore as ms
 import numpy as np
@@ -26,7 +26,7 @@ from glm2.settings import (
     find_config,
     load_settings,
 )
-from glm2.trainer import TrainStep
+from glm2.train_step import AccumulatedStep, Step, StepNumbers, StepResult, TrainStep
 
 SETTINGS = Optimizer(beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.3)
 
@@ -112,46 +112,76 @@ class TestStep:
     def settings(cls) -> Settings:
         return load_settings(find_config("tiny_cpu"))
 
-    def step(self, settings: Settings) -> TrainStep:
+    def model(self) -> Glm2:
         ms.set_seed(1)
         config = ModelConfig(
             num_layers=1, hidden_size=16, ffn_hidden_size=24, kv_channels=8,
             num_attention_heads=2, multi_query_group_num=1, padded_vocab_size=16, seq_length=4,
         )  # fmt: skip
-        return TrainStep(Glm2(config), settings, Layout())
+        return Glm2(config)
 
-    def run(self, step: TrainStep, scale: float = 1.0) -> Dict[str, float]:
-        numbers = (0.01, 1.0, scale, 0.0)
-        found = step(
-            Tensor(self.IDS), Tensor(self.LABELS), *(Tensor(n, ms.float32) for n in numbers)
-        )
-        names = ("loss", "norm", "finite", "stops")
-        return dict(zip(names, (value.asnumpy().item() for value in found)))
+    def step(self, settings: Settings) -> TrainStep:
+        return TrainStep(self.model(), settings, Layout())
+
+    def run(self, step: Step, scale: float = 1.0) -> StepResult:
+        return step.run(self.IDS, self.LABELS, StepNumbers(0.01, 1, scale, False))
 
     def test_the_loss_is_a_mean_and_the_scale_does_not_show(self, settings: Settings) -> None:
         plain, scaled = (self.step(settings) for _ in range(2))
         first, second = self.run(plain), self.run(scaled, 64.0)
         # Fresh weights know nothing: each of the 16 tokens is about as likely.
-        assert first["loss"] == pytest.approx(np.log(16), abs=0.2)
-        assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
-        assert second["norm"] == pytest.approx(first["norm"], rel=1e-5)
+        assert first.loss == pytest.approx(np.log(16), abs=0.2)
+        assert second.loss == pytest.approx(first.loss, rel=1e-6)
+        assert second.norm == pytest.approx(first.norm, rel=1e-5)
         for ours, theirs in zip(plain.weights, scaled.weights):
             np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
-        assert self.run(plain)["loss"] < first["loss"]
+        assert self.run(plain).loss < first.loss
 
     def test_a_step_that_overflows_changes_nothing(self, settings: Settings) -> None:
         step = self.step(settings)
         before = [w.asnumpy().copy() for w in step.weights]
-        assert not self.run(step, float("inf"))["finite"]
+        assert not self.run(step, float("inf")).finite
         for ours, theirs in zip(before, step.weights):
             np.testing.assert_array_equal(ours, theirs.asnumpy())
-        assert not any(moment.asnumpy().any() for moment in (*step.optimizer.m, *step.optimizer.v))
+        assert not any(
+            moment.asnumpy().any()
+            for moment in (*step.update.optimizer.m, *step.update.optimizer.v)
+        )
 
     def test_a_batch_that_teaches_nothing_has_no_loss(self, settings: Settings) -> None:
         step = self.step(settings)
         self.LABELS = np.full((2, 4), IGNORED_LABEL, np.int32)
-        found = self.run(step)
-        assert (found["loss"], found["norm"], bool(found["finite"])) == (0.0, 0.0, True)
+        assert self.run(step) == StepResult(0.0, 0.0, True, 0)
+
+    def test_batches_of_one_step_give_what_their_rows_give_in_one_batch(
+        self, settings: Settings
+    ) -> None:
+        whole, parts = (
+            self.step(settings),
+            AccumulatedStep(self.model(), dataclasses.replace(settings, accumulation=2), Layout()),
+        )
+        for number in range(1, 4):
+            numbers = StepNumbers(0.01, number, 4.0, number == 2)
+            one, two = (step.run(self.IDS, self.LABELS, numbers) for step in (whole, parts))
+            assert two[:2] == pytest.approx(one[:2], rel=1e-5)
+            assert two[2:] == one[2:] == (True, int(number == 2))
+        for ours, theirs in zip(whole.weights, parts.weights):
+            np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
+        overflow = StepNumbers(0.01, 4, float("inf"), False)
+        before = [w.asnumpy().copy() for w in parts.weights]
+        assert not parts.run(self.IDS, self.LABELS, overflow).finite
+        for ours, theirs in zip(before, parts.weights):
+            np.testing.assert_array_equal(ours, theirs.asnumpy())
+        assert parts.run(self.IDS, self.LABELS, numbers).finite, "nothing of it is left behind"
+
+    def test_recomputed_layers_give_the_same_step(self, settings: Settings) -> None:
+        kept, again = self.step(settings), self.step(settings)
+        for layer in again.scaled_loss.model.transformer.encoder.layers:
+            layer.recompute()
+        for number in range(1, 4):
+            numbers = StepNumbers(0.01, number, 1.0, False)
+            one, two = (step.run(self.IDS, self.LABELS, numbers) for step in (kept, again))
+            assert two == one
 
 
 class TestLayout:

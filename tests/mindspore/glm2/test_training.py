@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import List, Tuple
@@ -31,7 +32,12 @@ KEYS = [
 
 
 def checkpoints(folder: Path, rank: int = 0) -> list[str]:
-    return sorted(file.name for file in (folder / "output/checkpoint" / f"rank_{rank}").iterdir())
+    """The files of a rank; ``meta.json`` names the last of them."""
+    place = folder / "output/checkpoint" / f"rank_{rank}"
+    meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+    names = sorted(file.name for file in place.iterdir() if file.name != "meta.json")
+    assert meta["last_ckpt_file"] == names[-1]
+    return names
 
 
 class TestAlone:
