@@ -59,7 +59,7 @@ def _device_ips(
         why = facts.device_ip_errors.get(unknown[0]) if facts else None
         problems.add(
             f"{host.name}: the IP of device {', '.join(map(str, unknown))} is not known"
-            + (f" ({shown(why)})" if why else ""),
+            + (f" ({shown(why, 200)})" if why else ""),
             None,
             _ASKED if facts else _NOT_ASKED,
         )

@@ -254,7 +254,7 @@ def _address(text: str, device: DeviceEntry, findings: Findings) -> Optional[Add
 
 def _check_wiring(table: TableFile, findings: Findings) -> None:
     """910A: devices k and k+4 on one subnet. The netmask is not known; /16 is the widest seen."""
-    odd = [server for server in table.servers if _wired_apart(server)]
+    odd = [server for server in table.servers if table.form != V1_2 and _wired_apart(server)]
     if odd:
         pairs = ", ".join(f"{k} and {k + 4}" for k in _wired_apart(odd[0]))
         more = f", and such pairs of {len(odd) - 1} more servers" if len(odd) > 1 else ""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, List, Optional
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import RankTableError
 from orchestrator.planning.ranktable import RankTable, host_table, merge
-from orchestrator.planning.ranktable_convert import convert, merge_files, usable
+from orchestrator.planning.ranktable_convert import (
+    FORMS,
+    ORDERS,
+    convert,
+    merge_files,
+    proven,
+    usable,
+)
 from orchestrator.planning.ranktable_lint import CheckedTable, check_table
-from tests.unit.planning.test_ranktable_lint import group_list
+from tests.unit.planning.test_ranktable_lint import documents, group_list
 from tests.unit.planning.test_ranktable_lint import table as content_of
 
 
@@ -135,6 +143,55 @@ def test_1_2_and_1_0():
     made = convert(checked(content), "1.2")
     assert json.loads(made)["super_pod_list"] == content["super_pod_list"]
     assert checked(made).findings == ()
+
+
+WAYS = [("1.0", None), ("lab", None), ("group_list", "pod"), ("1.2", None)]
+
+
+@pytest.mark.parametrize("there", WAYS)
+@pytest.mark.parametrize("through", WAYS)
+def test_every_form_from_every_form(there, through):
+    """A form that cannot say something loses it, and nothing else."""
+    source = checked(content_of(version="1.2"))
+    form, order = through
+    middle = checked(convert(source, form))
+    assert not middle.errors
+    if there[0] == "1.2" and form != "1.2":
+        with pytest.raises(RankTableError, match="lists no super pods"):
+            convert(middle, *there)
+        return
+    last = checked(convert(middle, there[0], None if there[0] == "1.2" else order))
+    assert not last.errors
+    assert convert(last, "1.0", there[1]) == convert(source, "1.0")
+
+
+CLEAN = [content_of(), content_of(1), content_of(2, 16), content_of(2, 2, "1.2"), group_list()]
+clean = st.sampled_from([*CLEAN, json.loads(convert(file(1, 9), "lab"))])
+
+
+@settings(max_examples=150)
+@given(clean, st.data())
+def test_what_check_lets_pass_is_converted_and_merged_without_an_error(content, data):
+    content = json.loads(json.dumps(content))
+    holder, key = data.draw(st.sampled_from(places(content)))
+    if data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = data.draw(documents | st.sampled_from(["0", "9", "10.0.0.77", "a"]))
+    spoilt = checked(content)
+    for form in FORMS:
+        for order in (None, *ORDERS):
+            with contextlib.suppress(RankTableError):
+                assert checked(convert(spoilt, form, order)).errors == 0
+    with contextlib.suppress(RankTableError):
+        proven(merge_files([spoilt]), "t.json")
+
+
+def places(value: Any) -> List[Any]:
+    """Every member and item in a JSON value, as (holder, key)."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    inside = [value[key] for key in keys if isinstance(value[key], (dict, list))]
+    return [*((value, key) for key in keys), *(place for item in inside for place in places(item))]
 
 
 def test_further_keys_are_kept():
