@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
+import yaml
+
 from orchestrator.inventory import Host
 from orchestrator.job import Job
 from orchestrator.worker_config import parse_config
@@ -213,7 +215,12 @@ class Ascend:
                     one.pings(device, other.ip(device), lost)
 
     def inventory(self, **top: object) -> Path:
-        return self.loopback.inventory_yaml(hosts=self.hosts, **top)
+        path = self.loopback.inventory_yaml(hosts=self.hosts, **top)
+        text = yaml.safe_load(path.read_text())
+        for settings in text["hosts"].values():
+            settings["devices"] = ",".join(map(str, settings["devices"]))
+        path.write_text(yaml.safe_dump(text, sort_keys=False))
+        return path
 
 
 def subnet(device: int) -> int:
