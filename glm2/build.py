@@ -1,0 +1,41 @@
+"""The network of a run: made, given adapters, recompute and weights, as the settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import mindspore as ms
+
+from glm2.checkpoint import load_weights
+from glm2.lora import add_adapters, load_adapted, merge
+from glm2.metrics import say, warn
+from glm2.model import Glm2
+from glm2.settings import Settings
+
+
+def build_model(settings: Settings, weights: Optional[Path]) -> Glm2:
+    """The network with the weights of a file, or fresh ones.
+
+    With ``pet_config`` it has adapters. For eval and predict they are merged into the weights:
+    each token then costs what it costs without LoRA.
+    """
+    training = settings.run_mode in ("train", "finetune")
+    # The same seed on all ranks: they begin with the same weights.
+    ms.set_seed(settings.seed)
+    model = Glm2(settings.model)
+    add_adapters(model)
+    if settings.recompute and training:
+        for layer in model.transformer.encoder.layers:
+            layer.recompute()
+    if weights and settings.model.pet_config:
+        base = settings.model.checkpoint_name_or_path
+        say(f"loaded {load_adapted(model, weights, base)}")
+    elif weights:
+        load_weights(model, weights)
+        say(f"loaded {weights}")
+    elif not training:
+        warn("no weights are loaded (--load_checkpoint): the answers come from a random model")
+    if not training:
+        merge(model)
+    return model
