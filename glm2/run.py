@@ -66,6 +66,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     # MindSpore reports every connection as a warning; errors remain.
     os.environ.setdefault("GLOG_v", "3")
+    from glm2.build import build_model
     from glm2.checkpoint import find_weights
     from glm2.parallel import layout_of, meet, start, together
     from glm2.resume import source_of
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     say(f"{mode}: rank {layout.rank} of {layout.world_size} on {settings.device.target}")
     start(settings.device, layout, environ)
     with together():
-        rank = Rank(settings, layout, metrics, _model(settings, file))
+        rank = Rank(settings, layout, metrics, build_model(settings, file))
         status = _train(rank, batches, eval_data, source) if batches else 0
         if eval_data and not batches:
             _evaluate(rank, eval_data)
@@ -154,26 +155,6 @@ def _batches(data: Data, layout: Layout, settings: Settings) -> Batches:
         rank=layout.data_rank,
         accumulation=settings.accumulation,
     )
-
-
-def _model(settings: Settings, weights: Optional[Path]) -> Glm2:
-    import mindspore as ms
-
-    from glm2.checkpoint import load_weights
-    from glm2.model import Glm2
-
-    # The same seed on all ranks: they begin with the same weights.
-    ms.set_seed(settings.seed)
-    model = Glm2(settings.model)
-    if settings.recompute:
-        for layer in model.transformer.encoder.layers:
-            layer.recompute()
-    if weights:
-        load_weights(model, weights)
-        say(f"loaded {weights}")
-    elif settings.run_mode in ("eval", "predict"):
-        warn("no weights are loaded (--load_checkpoint): the answers come from a random model")
-    return model
 
 
 def _train(
