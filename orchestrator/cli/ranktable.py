@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Container, Dict, List, Optional, Sequence, Tuple
 
 import click
 
@@ -126,12 +126,12 @@ def check(
 
     from orchestrator.planning import ranktable_report as report
 
-    hosts: Sequence[Host] = ()
-    facts: Optional[Mapping[str, HostFacts]] = None
+    checks = [_check_file(file) for file in files]
     if inventory_file is not None:
-        hosts = _inventory_hosts(inventory_file, None)
-        facts = _facts(hosts)
-    checks = [_check_file(file, hosts, facts) for file in files]
+        named = {server.server_id for checked in checks for server in checked.table.servers}
+        hosts = _hosts_and_spares(inventory_file, named)
+        facts, unasked = _facts_of_some(hosts)
+        checks = [_check_file(f, hosts=hosts, facts=facts, unasked=unasked) for f in files]
     if output == "json":
         click.echo(report.as_json(checks), nl=False)
     elif output == "sarif":
@@ -170,16 +170,15 @@ def rules() -> None:
     click.echo(rules_page(), nl=False)
 
 
-def _check_file(
-    file: str, hosts: Sequence[Host] = (), facts: Optional[Mapping[str, HostFacts]] = None
-) -> CheckedTable:
+def _check_file(file: str, **live: Any) -> CheckedTable:
+    """``live`` is what `check_table` compares with."""
     from orchestrator.planning.ranktable_lint import check_table, unreadable
 
     try:
         data = Path(file).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return unreadable(file, getattr(error, "strerror", None) or str(error))
-    return check_table(data, file, hosts=hosts, facts=facts)
+    return check_table(data, file, **live)
 
 
 def _write_proven(table: RankTable, out_file: Optional[str]) -> None:
@@ -214,10 +213,38 @@ def _inventory_hosts(inventory_file: str, limit: Optional[str]) -> Sequence[Host
     return read_inventory(inventory_file, limit).hosts
 
 
+def _hosts_and_spares(inventory_file: str, named: Container[Optional[str]]) -> Sequence[Host]:
+    """All hosts of the inventory, and the spares among the servers that are ``named``."""
+    from orchestrator.cli.request import read_inventory
+
+    inventory = read_inventory(inventory_file, None)
+    spares = (spare for spare in inventory.spares if spare.server_id in named)
+    return (*inventory.hosts, *spares)
+
+
 def _cluster(hosts: Sequence[Host]) -> RankTable:
     from orchestrator.planning.cluster_table import cluster_table
 
     return cluster_table(hosts, _facts(hosts), need_ips=True)
+
+
+def _facts_of_some(hosts: Sequence[Host]) -> Tuple[Dict[str, HostFacts], Dict[str, str]]:
+    """What the hosts report now, and why others do not. Raises when none of them does."""
+    from orchestrator.cli.progress import steps_shown
+    from orchestrator.engine.gather import gather_some
+    from orchestrator.engine.hosts import connected
+    from orchestrator.errors import one_error
+    from orchestrator.planning.environment import SCHEDULER_PORT
+    from orchestrator.planning.facts import parse_facts
+
+    with connected(hosts) as transports, steps_shown() as progress:
+        raw, errors = gather_some(
+            hosts, transports, scheduler_port=SCHEDULER_PORT, progress=progress
+        )
+    if not raw:
+        raise one_error("no host could be asked", list(errors.values()))
+    facts = {name: parse_facts(fields, host=name) for name, fields in raw.items()}
+    return facts, {name: error.message for name, error in errors.items()}
 
 
 def _facts(hosts: Sequence[Host]) -> Dict[str, HostFacts]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import orchestrator.node
-from orchestrator.engine.hosts import on_all
+from orchestrator.engine.hosts import on_all, on_each
 from orchestrator.engine.supervisor import last_object
-from orchestrator.errors import HostNotReady, one_error
+from orchestrator.errors import HostNotReady, OrchError, one_error
 from orchestrator.inventory import Host
 from orchestrator.planning.facts import HostFacts
 from orchestrator.preflight.findings import as_errors
@@ -30,6 +30,23 @@ def gather(
     Raises the host's error (HostErrors for several): TransportError when it cannot be reached,
     HostNotReady when it has no Python.
     """
+    return on_all(transports, "asking hosts", _prober(hosts, scheduler_port), progress)
+
+
+def gather_some(
+    hosts: Sequence[Host],
+    transports: Mapping[str, Transport],
+    *,
+    scheduler_port: int,
+    progress: Optional[Progress] = None,
+) -> Tuple[Dict[str, Mapping[str, Any]], Dict[str, OrchError]]:
+    """As ``gather``, from the hosts that answer; and by name the errors of those that do not."""
+    outcomes = on_each(transports, "asking hosts", _prober(hosts, scheduler_port), progress)
+    answers = {o.host: o.value for o in outcomes if o.error is None and o.value is not None}
+    return answers, {o.host: o.error for o in outcomes if o.error is not None}
+
+
+def _prober(hosts: Sequence[Host], scheduler_port: int) -> Callable[[Transport], Mapping[str, Any]]:
     program = (Path(orchestrator.node.__path__[0]) / "probe.py").read_bytes()
     by_name = {host.name: host for host in hosts}
 
@@ -42,7 +59,7 @@ def gather(
         argv += ["--port", str(scheduler_port)]
         return _answer(host, transport.run(argv, stdin=program, timeout=60))
 
-    return on_all(transports, "asking hosts", probe, progress)
+    return probe
 
 
 def check_ready(

@@ -13,9 +13,14 @@ from orchestrator.problems import shown
 
 
 def check_drift(
-    table: TableFile, hosts: Sequence[Host], facts: Mapping[str, HostFacts], findings: Findings
+    table: TableFile,
+    hosts: Sequence[Host],
+    facts: Mapping[str, HostFacts],
+    unasked: Mapping[str, str],
+    findings: Findings,
 ) -> None:
-    """Report where ``table`` differs from the inventory's ``hosts`` and from their ``facts``."""
+    """Report where ``table`` differs from the inventory's ``hosts`` and from their ``facts``;
+    ``unasked`` says why a host could not be asked, by name."""
     by_server: Dict[Optional[str], Host] = {host.server_id: host for host in hosts}
     for server in table.servers:
         host = by_server.pop(server.server_id, None)
@@ -26,6 +31,9 @@ def check_drift(
                 server.server_id_at,
             )
             continue
+        if host.name in unasked:
+            message = f"{host.name} could not be asked: {unasked[host.name]}"
+            findings.add("RT092", message, server.server_id_at, "mend that, then check again")
         live = facts[host.name].device_ips if host.name in facts else {}
         for device in server.devices:
             if device.device_id is None:
@@ -33,6 +41,8 @@ def check_drift(
             if device.device_id not in host.devices:
                 message = f"the inventory gives {host.name} no device {device.device_id}"
                 findings.add("RT091", message, device.device_id_at)
+            if host.name in unasked:
+                continue
             reported = live.get(device.device_id)
             if reported is None:
                 message = f"{host.name} did not tell the IP of device {device.device_id}"

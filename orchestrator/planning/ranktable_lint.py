@@ -10,6 +10,7 @@ import codecs
 import ipaddress
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from orchestrator.inventory import FOURS_OF_910, Host
@@ -54,10 +55,12 @@ def check_table(
     *,
     hosts: Sequence[Host] = (),
     facts: Optional[Mapping[str, HostFacts]] = None,
+    unasked: Mapping[str, str] = MappingProxyType({}),
 ) -> CheckedTable:
     """Check the rank table in ``data``, the content of the file ``name``.
 
-    With ``facts`` of ``hosts`` it is also compared with what the hosts report (drift).
+    With ``facts`` of ``hosts`` it is also compared with what the hosts report (drift);
+    ``unasked`` are the hosts that could not be asked, with the reason.
     """
     findings = Findings()
     text = _decoded(data, findings)
@@ -75,7 +78,7 @@ def check_table(
     elif table.servers_at:
         findings.add("RT025", "no server is listed", table.servers_at)
     if facts is not None and table.servers:
-        check_drift(table, hosts, facts, findings)
+        check_drift(table, hosts, facts, unasked, findings)
     return CheckedTable(
         name=name,
         form=table.form,

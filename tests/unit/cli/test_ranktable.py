@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from orchestrator.planning.ranktable import host_table
+from orchestrator.planning.ranktable import host_table, merge
 
 HCCN_TOOL = """#!/bin/sh
 echo "ipaddr:192.168.$2.7"
@@ -128,6 +129,36 @@ def test_generate_for_an_inventory(run, tmp_path):
     drifted = run("check", "t.json", "--against-hosts", "inv.yaml")
     assert drifted.returncode == 3
     assert "RT090" in drifted.stdout
+
+
+def test_drift_is_looked_for_on_the_hosts_that_answer(run, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]  # bound, and nobody listens
+        (tmp_path / "inv.yaml").write_text(
+            "defaults: {device_target: Ascend, devices: '[0,1)', workdir: /tmp}\n"
+            "groups: {spares: {hosts: s}, workers: {hosts: [a, b]}}\n"
+            "hosts:\n"
+            "  a: {server_id: '1', connection: local}\n"
+            f"  b: {{address: 127.0.0.1, server_id: '2', python: py, ssh: {{port: {port}}}}}\n"
+            "  s: {server_id: '3', connection: local}\n"
+        )
+        ips = {"1": "192.168.0.7", "2": "192.168.0.8", "3": "192.168.0.9"}
+        text = merge([host_table(name, {0: ip}) for name, ip in ips.items()]).to_json()
+        (tmp_path / "t.json").write_text(text)
+        done = run("check", "t.json", "--against-hosts", "inv.yaml", "--json")
+        assert done.returncode == 3, done.stderr
+        (file,) = json.loads(done.stdout)["files"]
+        assert [(f["code"], f["message"][:24]) for f in file["findings"]] == [
+            ("RT092", "b could not be asked: 12"),
+            ("RT090", "s reports '192.168.0.7' "),
+        ]
+        (tmp_path / "inv.yaml").write_text(
+            "defaults: {device_target: Ascend, devices: '[0,1)', workdir: /tmp, python: py}\n"
+            f"hosts: {{b: {{address: 127.0.0.1, server_id: '2', ssh: {{port: {port}}}}}}}\n"
+        )
+        nobody = run("check", "t.json", "--against-hosts", "inv.yaml")
+        assert (nobody.returncode, nobody.stdout) == (5, "")
 
 
 def test_generate_from_the_table_of_modelarts(run, tmp_path, tables):

@@ -319,6 +319,18 @@ def test_drift(two_hosts):
     assert "RT091" in codes(drift(two_hosts, {"n1": reported(1)}, servers=3))
 
 
+def test_a_host_that_cannot_be_asked_is_a_warning_of_its_own(two_hosts):
+    text = merge([host_table(f"10.0.0.{n}", {0: f"10.0.0.{n}"}) for n in (1, 2)]).to_json()
+    facts = {"n1": HostFacts(device_ips={0: "10.0.0.1"})}
+    unasked = {"n2": "no route to host"}
+    checked = check_table(
+        text.encode(), "t.json", hosts=two_hosts.hosts, facts=facts, unasked=unasked
+    )
+    (finding,) = checked.findings
+    assert (finding.rule.code, finding.is_error) == ("RT092", False)
+    assert finding.message == "n2 could not be asked: no route to host"
+
+
 def test_an_address_may_be_written_in_several_ways(two_hosts):
     text = merge([host_table(f"10.0.0.{n}", {0: f"fd00::{n}", 1: f"fd01::{n}"}) for n in (1, 2)])
     spelt = text.to_json().replace("fd00::1", "fd00:0:0::0001").replace("fd01::1", "FD01::1")
