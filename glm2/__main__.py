@@ -20,6 +20,8 @@ other commands:
   python -m glm2 check --config FILE     judge a configuration, without MindSpore
   python -m glm2 describe --config FILE  layers, parameters and memory, without making the weights
   python -m glm2 convert --from A --to B official Hugging Face weights to MindSpore's, or back
+  python -m glm2 export --config FILE    the two MindIR graphs of a model, float or int8
+  python -m glm2 infer --config FILE     answers from exported graphs
 
 example:
   python -m glm2 --config tiny_cpu --run_mode finetune
@@ -40,6 +42,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return _describe(words[1:])
         if words[:1] == ["convert"]:
             return _convert(words[1:])
+        if words[:1] == ["export"]:
+            return _export(words[1:])
+        if words[:1] == ["infer"]:
+            return _infer(words[1:])
         return _work(words)
     except Glm2Error as error:
         print(f"error: {error.message}", file=sys.stderr)
@@ -155,6 +161,18 @@ def _convert(words: List[str]) -> int:
     from glm2.convert import command
 
     return command(words)
+
+
+def _export(words: List[str]) -> int:
+    from glm2.export import command
+
+    return command(words, os.environ)
+
+
+def _infer(words: List[str]) -> int:
+    from glm2.infer import command
+
+    return command(words, os.environ)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from typing import Iterable, List, Sequence, Tuple
 
 import sentencepiece
 
+from glm2.config import ModelConfig
 from glm2.errors import ConfigError
 
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -53,6 +54,18 @@ class Tokenizer:
         pieces = self._pieces.vocab_size()
         text: str = self._pieces.decode([int(i) for i in ids if 0 <= int(i) < pieces])
         return text
+
+
+def tokenizer_for(config: ModelConfig, file: str | Path) -> Tokenizer:
+    """The tokenizer of ``file``; ConfigError when it has more tokens than the network."""
+    tokenizer = Tokenizer(file)
+    if tokenizer.vocab_size > config.padded_vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, padded_vocab_size is "
+            f"{config.padded_vocab_size}",
+            hint="use the tokenizer that belongs to the model",
+        )
+    return tokenizer
 
 
 def build_prompt(question: str, history: Sequence[Tuple[str, str]] = ()) -> str:

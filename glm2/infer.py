@@ -1,0 +1,272 @@
+"""``python -m glm2 infer``: answers from the two graphs of an exported model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Iterator, List, Mapping, Optional, Sequence
+
+import numpy as np
+
+from glm2 import sample
+from glm2.config import ModelConfig
+from glm2.errors import ConfigError, UsageError
+from glm2.infer_section import Graphs
+from glm2.prompts import read_prompts
+from glm2.runtimes import RUNTIMES, Graph, Loader, find_runtime, graph_file, loader
+from glm2.sampling import Sampling, choose, penalise
+from glm2.settings import Device, Settings, find_config, load_settings
+from glm2.tokenizer import Tokenizer, build_prompt, tokenizer_for
+
+_DOWNLOADED = Path("checkpoint_download") / "glm2" / "tokenizer.model"
+
+
+def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Answer ``--predict_data``, or what is typed; returns the exit status."""
+    options = _parser().parse_args(words)
+    settings = _settings(options)
+    graphs = _graphs(options, settings, environ)
+    config = _network(graphs, settings)
+    tokenizer = tokenizer_for(config, _tokenizer_file(options.tokenizer, settings))
+    questions = read_prompts(options.predict_data) if options.predict_data else []
+    device = settings.device if settings else Device(target="CPU")
+    if options.device_target:
+        device = dataclasses.replace(device, target=options.device_target)
+    if options.device_id is not None:
+        device = dataclasses.replace(device, id=options.device_id)
+    runtime = find_runtime(options.runtime or "")
+    print(f"{runtime} on {device.target}: loading {graphs.prefill} …", file=sys.stderr)
+    load = loader(runtime, device, options.config_path or "", environ)
+    model = Exported.load(graphs, config, load)
+    sampling = Sampling.of(config, settings.seed if settings else 0)
+    if questions:
+        for text in answers(model, tokenizer, questions, sampling):
+            print([{"text_generation_text": [text]}], flush=True)
+        return 0
+    return _converse(model, tokenizer, sampling)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as its two graphs: continues at most ``config.batch_size`` prompts at a time."""
+
+    config: ModelConfig
+    prefill: Graph
+    increment: Graph
+
+    @classmethod
+    def load(cls, graphs: Graphs, config: ModelConfig, load: Loader) -> Exported:
+        """ConfigError when a graph is missing or cannot be read."""
+        files = [graph_file(graphs.prefill), graph_file(graphs.increment)]
+        return cls(config, load(files[0]), load(files[1]))
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int
+    ) -> Iterator[List[int]]:
+        """One token for each prompt at a time, also behind the end of a row; ``limit`` tokens at
+        most. UsageError for prompts that do not fit the graphs.
+        """
+        batch, columns = self.config.batch_size, self.config.seq_length
+        longest = max(map(len, prompts))
+        if len(prompts) > batch or longest >= columns:
+            raise UsageError(
+                f"the graphs take {batch} prompts of less than {columns} tokens, not "
+                f"{len(prompts)} of {longest}",
+                hint="shorten the prompt, or export with a larger seq_length",
+            )
+        rows = [*prompts, *[prompts[0]] * (batch - len(prompts))]
+        used = np.full((batch, columns), self.config.pad_token_id, np.int32)
+        for row, prompt in zip(used, rows):
+            row[: len(prompt)] = prompt
+        position = np.array([len(row) for row in rows], np.int32)
+        draw = np.random.default_rng(sampling.seed)
+        graph, caches = self.prefill, []
+        inputs = [used.copy(), position.copy()]
+        for _ in range(min(limit, columns - longest)):
+            out, *caches = graph.run([*inputs, *caches])
+            logits = np.array(graph.to_numpy(out))[: len(prompts)]
+            if sampling.repetition_penalty != 1.0:
+                for i in range(len(prompts)):
+                    seen = used[i, : position[i]]
+                    logits[i] = penalise(logits[i], seen, sampling.repetition_penalty)
+            tokens = choose(logits, sampling, draw).astype(np.int32)
+            yield [int(token) for token in tokens]
+            tokens = np.append(tokens, np.repeat(tokens[:1], batch - len(prompts)))
+            used[np.arange(batch), position] = tokens
+            graph, inputs = self.increment, [tokens, position.copy()]
+            position += 1
+
+
+def answers(
+    model: Exported, tokenizer: Tokenizer, questions: Sequence[str], sampling: Sampling
+) -> Iterator[str]:
+    """Each question with its answer, as ``predict`` gives them."""
+    prompts = [tokenizer.encode(text) for text in questions]
+    width = max(map(len, prompts))
+    limit = max(model.config.max_decode_length - width, 1)
+    for first in range(0, len(prompts), model.config.batch_size):
+        group = prompts[first : first + model.config.batch_size]
+        found: List[List[int]] = [[] for _ in group]
+        ended = [False] * len(group)
+        for tokens in model.stream(group, sampling, limit):
+            for row, token in enumerate(tokens):
+                ended[row] = ended[row] or token == model.config.eos_token_id
+                if not ended[row]:
+                    found[row].append(token)
+            if all(ended):
+                break
+        for prompt, tokens in zip(group, found):
+            yield tokenizer.decode([*prompt, *tokens])
+
+
+def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of a growing answer in pieces; a character of several tokens comes whole."""
+    seen: List[int] = []
+    shown = ""
+    for token in ids:
+        seen.append(token)
+        text = tokenizer.decode(seen)
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    yield tokenizer.decode(seen)[len(shown) :]
+
+
+def _converse(model: Exported, tokenizer: Tokenizer, sampling: Sampling) -> int:
+    """Answer what is typed, line by line, until the input ends."""
+    print("A question, or a whole prompt that begins with [Round 1]; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            line = input("Please enter your predict data: ")
+        except EOFError:
+            print()
+            return 0
+        if not line.strip():
+            continue
+        whole = line.startswith("[Round")
+        prompt = tokenizer.encode(line.replace("\\n", "\n") if whole else build_prompt(line))
+        try:
+            _answer(model, tokenizer, prompt, sampling)
+        except UsageError as error:
+            print(f"{error.message} → {error.hint}", file=sys.stderr)
+
+
+def _answer(model: Exported, tokenizer: Tokenizer, prompt: List[int], sampling: Sampling) -> None:
+    """Print the answer as it grows, and how fast it did."""
+    limit = max(model.config.max_decode_length - len(prompt), 1)
+    begun, count = time.monotonic(), 0
+
+    def until_end() -> Iterator[int]:
+        nonlocal count
+        for (token,) in model.stream([prompt], sampling, limit):
+            count += 1
+            if token == model.config.eos_token_id:
+                return
+            yield token
+
+    for piece in pieces(until_end(), tokenizer):
+        print(piece, end="", flush=True)
+    took = time.monotonic() - begun
+    print(flush=True)
+    print(f"{count} tokens, {count / took:.1f} tokens/s", file=sys.stderr)
+
+
+def _settings(options: argparse.Namespace) -> Optional[Settings]:
+    if options.config is None:
+        return None
+    return load_settings(find_config(options.config), options.overrides)
+
+
+def _graphs(
+    options: argparse.Namespace, settings: Optional[Settings], environ: Mapping[str, str]
+) -> Graphs:
+    """The graphs of the command line, else those of the configuration."""
+    given = (options.prefill_model_path, options.increment_model_path)
+    if any(given):
+        if not all(given):
+            raise UsageError("--prefill_model_path and --increment_model_path belong together")
+        # MindSpore's name of a large graph is accepted too: it is the one that is seen.
+        return Graphs(*(path.with_name(path.name.replace("_graph.mindir", ".mindir"))
+                        for path in given))  # fmt: skip
+    if settings is None or settings.graphs is None:
+        raise UsageError(
+            "which graphs?",
+            hint="give --config with the section infer, or --prefill_model_path and "
+            "--increment_model_path",
+        )
+    base = Path(options.output_dir or environ.get("GLM2_OUTPUT_DIR", ""))
+    graphs = settings.graphs.below(base)
+    return graphs.int8() if options.int8 else graphs
+
+
+_SAMPLING = (
+    "do_sample", "top_k", "top_p", "temperature", "repetition_penalty", "max_decode_length",
+)  # fmt: skip
+
+
+def _network(graphs: Graphs, settings: Optional[Settings]) -> ModelConfig:
+    """The network that was exported, with the sampling of the configuration if there is one."""
+    try:
+        manifest = json.loads(graphs.manifest.read_text("utf-8"))
+        config = ModelConfig(**{**manifest["model_config"], "pet_config": None})
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {graphs.manifest}",
+            hint="python -m glm2 export writes it with the graphs; they stay together",
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{graphs.manifest} is not of this version of glm2", hint="export the model again"
+        ) from error
+    if settings is None:
+        return config
+    return dataclasses.replace(config, **{key: getattr(settings.model, key) for key in _SAMPLING})
+
+
+def _tokenizer_file(given: Optional[str], settings: Optional[Settings]) -> Path:
+    """The tokenizer of the command line, of the configuration, or of the downloads."""
+    if given:
+        return sample.resolve(given)
+    dataset = settings and (settings.eval or settings.train)
+    if dataset:
+        return sample.resolve(dataset.tokenizer)
+    if _DOWNLOADED.is_file():
+        return _DOWNLOADED
+    raise UsageError(
+        "which tokenizer? The configuration names none",
+        hint=f"give --tokenizer tokenizer.model, or put it into ./{_DOWNLOADED.parent}",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m glm2 infer",
+        description="Answer with an exported model: --predict_data, or what is typed.",
+        epilog="examples:\n"
+        "  python -m glm2 infer --config export_glm2_6b --tokenizer tokenizer.model\n"
+        "  python -m glm2 infer --prefill_model_path P.mindir --increment_model_path I.mindir "
+        "--config_path lite.ini",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML with the section infer, or a shipped name")
+    add("--prefill_model_path", type=Path, metavar="F", help="instead of those of --config")
+    add("--increment_model_path", type=Path, metavar="F")
+    add("--int8", action="store_true", help="the graphs that export --int8 wrote")
+    add("--predict_data", metavar="S", action="append",
+        help="text to answer, or a file with one on each line; may be repeated")  # fmt: skip
+    add("--tokenizer", metavar="F", help="default: vocab_file of --config")
+    add("--runtime", choices=RUNTIMES, help="default: lite where it is installed")
+    add("--config_path", metavar="INI", help="MindSpore Lite's own configuration, as lite.ini")
+    add("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: that of --config")
+    add("--device_id", type=int, metavar="N")
+    add("--output_dir", metavar="D", help="where the paths of --config begin, as for export")
+    add("--set", dest="overrides", action="append", default=[], metavar="K=V",
+        help="set a key of --config, such as model.model_config.do_sample=True")  # fmt: skip
+    return parser

@@ -1,0 +1,30 @@
+"""What ``--predict_data`` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List, Sequence
+
+from glm2.errors import UsageError
+
+
+def read_prompts(given: Sequence[str]) -> List[str]:
+    """The prompts of ``--predict_data``: texts, or files with one on each line.
+
+    A backslash and n mean a line break, as the guide's commands write them in a shell.
+    UsageError when there is no text.
+    """
+    texts: List[str] = []
+    for item in given:
+        if len(item) < 1024 and Path(item).is_file():
+            texts += [line for line in Path(item).read_text("utf-8").splitlines() if line.strip()]
+        else:
+            texts.append(item)
+    if not any(text.strip() for text in texts):
+        raise UsageError(
+            "predict needs --predict_data"
+            if not given
+            else f"--predict_data {' '.join(given)} holds no text",
+            hint=r'for example --predict_data "[Round 1]\n\n问：你好\n\n答："',
+        )
+    return [text.replace("\\n", "\n") for text in texts]
