@@ -45,8 +45,8 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     rows = _measured_rows(settings) if options.int8 else None
 
     os.environ.setdefault("GLOG_v", "3")
-    from glm2.checkpoint import find_weights, load_weights
-    from glm2.model import Glm2
+    from glm2.build import build_model
+    from glm2.checkpoint import find_weights
     from glm2.parallel import Layout, start
 
     file = find_weights(settings.load_checkpoint)
@@ -54,9 +54,7 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     metrics = Metrics(Path(environ.get("GLM2_RANK_DIR") or own))
     metrics.phase("startup")
     start(settings.device, Layout(), environ)
-    model = Glm2(settings.model)
-    load_weights(model, file)
-    say(f"loaded {file}")
+    model = build_model(settings, file)
     result = to_int8(model, rows) if options.int8 else None
     metrics.phase("compile")
     export(model, graphs, "int8" if options.int8 else settings.model.param_init_type, result)
@@ -155,7 +153,8 @@ def _manifest_text(
     """What ``infer`` needs to know of the two graphs, as JSON."""
     manifest: Dict[str, object] = {
         "schema": SCHEMA,
-        "model_config": dataclasses.asdict(config),
+        # Adapters are part of the weights by now.
+        "model_config": dataclasses.asdict(dataclasses.replace(config, pet_config=None)),
         "weights": weights,
         "increment": os.path.relpath(graphs.increment, graphs.prefill.parent),
         "quality": dataclasses.asdict(quality) if quality else None,
@@ -182,7 +181,8 @@ def _settings(options: argparse.Namespace) -> Settings:
             "there are no weights to export",
             hint="give --load_checkpoint, or set model.model_config.checkpoint_name_or_path",
         )
-    settings = dataclasses.replace(settings, load_checkpoint=weights)
+    # The network as predict has it: LoRA's adapters become part of the weights.
+    settings = dataclasses.replace(settings, load_checkpoint=weights, run_mode="predict")
     if options.device_id is not None:
         device = dataclasses.replace(settings.device, id=options.device_id)
         settings = dataclasses.replace(settings, device=device)

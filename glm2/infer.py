@@ -213,7 +213,7 @@ def _network(graphs: Graphs, settings: Optional[Settings]) -> ModelConfig:
     """The network that was exported, with the sampling of the configuration if there is one."""
     try:
         manifest = json.loads(graphs.manifest.read_text("utf-8"))
-        config = ModelConfig(**{**manifest["model_config"], "pet_config": None})
+        config = ModelConfig(**manifest["model_config"])
     except FileNotFoundError:
         raise ConfigError(
             f"there is no {graphs.manifest}",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
 from glm2 import sample
 from glm2.data import Batches, Row, read_rows
-from glm2.errors import ConfigError, UsageError
 from glm2.metrics import Metrics, say, warn
+from glm2.prompts import read_prompts
 from glm2.settings import (
     Dataset,
     Settings,
@@ -21,7 +21,7 @@ from glm2.settings import (
     load_settings,
     needed,
 )
-from glm2.tokenizer import Tokenizer
+from glm2.tokenizer import Tokenizer, tokenizer_for
 
 if TYPE_CHECKING:  # MindSpore takes seconds to import; what can fail before it fails before it.
     from glm2.model import Glm2
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     train_data = _data(settings, "train_dataset") if training else None
     evaluate = mode == "eval" or (training and settings.do_eval)
     eval_data = _data(settings, "eval_dataset") if evaluate else None
-    questions = _questions(options.predict_data) if mode == "predict" else []
+    questions = read_prompts(options.predict_data or []) if mode == "predict" else []
 
     # MindSpore reports every connection as a warning; errors remain.
     os.environ.setdefault("GLOG_v", "3")
@@ -131,19 +131,8 @@ def _data(settings: Settings, name: str) -> Data:
         shown = ", ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:5])
         more = f" and {len(rows.bad) - 5} more" if len(rows.bad) > 5 else ""
         warn(f"{dataset.file}: {len(rows.bad)} lines are no rows and left out: {shown}{more}")
-    tokenizer = _tokenizer(dataset, settings)
+    tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
     return Data(dataset, list(rows.rows), tokenizer)
-
-
-def _tokenizer(dataset: Dataset, settings: Settings) -> Tokenizer:
-    tokenizer = Tokenizer(sample.resolve(dataset.tokenizer))
-    if tokenizer.vocab_size > settings.model.padded_vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, padded_vocab_size is "
-            f"{settings.model.padded_vocab_size}",
-            hint="use the tokenizer that belongs to the model",
-        )
-    return tokenizer
 
 
 def _batches(data: Data, layout: Layout, settings: Settings) -> Batches:
@@ -202,34 +191,13 @@ def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> No
     print(evaluate.table(result), flush=True)
 
 
-def _questions(given: Optional[List[str]]) -> List[str]:
-    """The prompts of ``--predict_data``: texts, or files with one on each line.
-
-    A backslash and n mean a line break, as the guide's commands write them in a shell.
-    """
-    if not given:
-        raise UsageError(
-            "predict needs --predict_data",
-            hint=r'for example --predict_data "[Round 1]\n\n问：你好\n\n答："',
-        )
-    texts: List[str] = []
-    for item in given:
-        if len(item) < 1024 and Path(item).is_file():
-            texts += [line for line in Path(item).read_text("utf-8").splitlines() if line.strip()]
-        else:
-            texts.append(item)
-    if not texts:
-        raise UsageError(f"--predict_data {' '.join(given)} holds no text")
-    return [text.replace("\\n", "\n") for text in texts]
-
-
 def _predict(rank: Rank, questions: List[str]) -> None:
     """Answer this rank's share of the questions in order and print them as the guide does."""
     from glm2.generate import Generator, Sampling
 
     config, layout = rank.settings.model, rank.layout
     dataset = needed(rank.settings.eval or rank.settings.train, "eval_dataset")
-    tokenizer = _tokenizer(dataset, rank.settings)
+    tokenizer = tokenizer_for(config, sample.resolve(dataset.tokenizer))
     mine = [tokenizer.encode(text) for text in questions[layout.data_rank :: layout.data_parallel]]
     if not mine:
         return
