@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
-from orchestrator.checkpoints.assemble import Assembly, WholeTensor, assemble_tensors
+from orchestrator.checkpoints.assemble import (
+    Assembly,
+    WholeTensor,
+    assemble_tensors,
+    is_optimizer_state,
+)
 from orchestrator.checkpoints.checks import check_biases, check_slices_differ
 from orchestrator.checkpoints.geometry import whole
 from orchestrator.checkpoints.lora import Adapter, pair_adapters
@@ -128,8 +133,14 @@ def _with_doubtful_copies(tensor: WholeTensor, shards: ShardSet, reading: Readin
 
 
 def _with_base(assembly: Assembly, base: FileIndex) -> Assembly:
-    """The tensors of a file of base weights, and those of the set."""
-    clash = next((t.name for t in assembly.tensors if t.name in base.tensors), None)
+    """The weights of a file of base weights, and the tensors of the set.
+
+    A base that was trained may carry its optimizer's state and the scalars of its progress: those
+    of the set count.
+    """
+    found = [t for t in base.tensors.values() if t.shape and not is_optimizer_state(t.name)]
+    names = {stored.name for stored in found}
+    clash = next((t.name for t in assembly.tensors if t.name in names), None)
     if clash:
         raise CheckpointError(
             f"parameter {clash} is in the shards and in {base.path}",
@@ -144,6 +155,6 @@ def _with_base(assembly: Assembly, base: FileIndex) -> Assembly:
             (),
             None,
         )
-        for stored in base.tensors.values()
+        for stored in found
     ]
     return replace(assembly, tensors=(*weights, *assembly.tensors))

@@ -84,8 +84,11 @@ def test_adapters_alone_and_a_file_of_base_weights(tmp_path: Path) -> None:
     model = model_of("Float16")
     base = tmp_path / "base.ckpt"
     weights = ("q.weight", "dense.weight", "norm")
-    base.write_bytes(ckpt_bytes({name: model[name] for name in weights}))
+    # A base that was trained here: its moments and its progress are not the set's.
+    state = {"adam_m.norm": model["norm"], "step_num": Whole("Int64", np.array(3))}
+    base.write_bytes(ckpt_bytes({**{name: model[name] for name in weights}, **state}))
     adapters = {name: tensor for name, tensor in model.items() if "lora" in name}
+    adapters["step_num"] = Whole("Int64", np.array(5))
     layouts = {name: layout for name, layout in LAYOUTS.items() if "lora" in name}
     made = write_set(tmp_path / "set", adapters, [layouts])
     report = merge(
@@ -94,6 +97,7 @@ def test_adapters_alone_and_a_file_of_base_weights(tmp_path: Path) -> None:
     found = read(report.output, "q.weight")
     np.testing.assert_allclose(found, expected(model, "q", 1.0), rtol=2**-10, atol=2**-10)
     assert read(report.output, "norm").tobytes() == model["norm"].values.tobytes()
+    assert set(index_file(report.output).tensors) == {*weights, "step_num"}
 
 
 def test_adapters_can_be_cut_for_another_layout(tmp_path: Path) -> None:
