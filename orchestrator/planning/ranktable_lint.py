@@ -205,7 +205,7 @@ def _allowed_ids(table: TableFile, findings: Findings) -> range:
 def _check_ips(table: TableFile, findings: Findings) -> None:
     owners: Dict[str, DeviceEntry] = {}
     families: Dict[int, DeviceEntry] = {}
-    lengths: Dict[int, DeviceEntry] = {}
+    lengths: Dict[int, List[DeviceEntry]] = {}
     several = len(table.servers) > 1
     for server in table.servers:
         for device in server.devices:
@@ -215,7 +215,7 @@ def _check_ips(table: TableFile, findings: Findings) -> None:
                     findings.add("RT030", f"{whose} has no `device_ip`", device.at)
                 continue
             texts = device.device_ip.split(",")
-            lengths.setdefault(len(texts), device)
+            lengths.setdefault(len(texts), []).append(device)
             for text in texts:
                 address = _address(text, device, findings)
                 if address is None:
@@ -232,9 +232,11 @@ def _check_ips(table: TableFile, findings: Findings) -> None:
     if len(families) > 1:
         line, _ = table.reading.place(families[4].device_ip_at)
         findings.add("RT033", f"IPv6 here, but IPv4 in line {line}", families[6].device_ip_at)
-    if len(lengths) > 1:
-        (usual, _), (count, odd) = list(lengths.items())[:2]
-        findings.add("RT034", f"{count} addresses here, but {usual} before", odd.device_ip_at)
+    usual = max(lengths, key=lambda count: len(lengths[count]), default=1)
+    for count, odd in lengths.items():
+        for device in odd if count != usual else ():
+            message = f"{count} address{'' if count == 1 else 'es'} here, but {usual} elsewhere"
+            findings.add("RT034", message, device.device_ip_at)
 
 
 def _address(text: str, device: DeviceEntry, findings: Findings) -> Optional[Address]:
@@ -298,13 +300,14 @@ def _check_ranks(table: TableFile, findings: Findings) -> None:
     if len(first) < total:
         return  # missing or repeated ones were reported; the rest would only repeat that
     beyond = [rank for rank in sorted(first) if rank >= total]
-    if beyond:
-        missing = next(rank for rank in range(total) if rank not in first)
+    missing = (rank for rank in range(total) if rank not in first)
+    for rank, absent in zip(beyond, missing):  # as many: no rank is given twice
         findings.add(
             "RT052",
-            f"`rank_id` {beyond[0]} is beyond the {total} ranks, while {missing} is missing",
-            first[beyond[0]].rank_id_at,
+            f"`rank_id` {rank} is beyond the {total} ranks, while {absent} is missing",
+            first[rank].rank_id_at,
         )
+    if beyond:
         return
     _check_rank_order(table, findings)
 
@@ -312,6 +315,7 @@ def _check_ranks(table: TableFile, findings: Findings) -> None:
 def _check_rank_order(table: TableFile, findings: Findings) -> None:
     """Rank ids are whole: how do they run through the servers?"""
     runs: List[Tuple[int, ServerEntry]] = []
+    interleaved = False
     for server in table.servers:
         ranks = [device.rank_id or 0 for device in server.devices]
         if not ranks:
@@ -320,13 +324,16 @@ def _check_rank_order(table: TableFile, findings: Findings) -> None:
             findings.add(
                 "RT053", f"the ranks of server {server.name} do not follow one another", server.at
             )
-            return
+            interleaved = True
+            continue
         by_device = sorted(server.devices, key=lambda device: device.device_id or 0)
         if [device.rank_id for device in by_device] != sorted(ranks):
             findings.add(
                 "RT054", f"ranks of server {server.name} are not in the order of devices", server.at
             )
         runs.append((min(ranks), server))
+    if interleaved:
+        return
     in_ranks = [server for _, server in sorted(runs, key=lambda run: run[0])]
     wanted = rank_order(in_ranks, lambda server: server.server_id or "")
     for server, should in zip(in_ranks, wanted):

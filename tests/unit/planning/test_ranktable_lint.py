@@ -352,6 +352,22 @@ def test_all_findings_at_once():
     assert {"RT014", "RT022", "RT032"} <= codes(check(content))
 
 
+def test_every_place_of_a_rule_is_found():
+    content = table()
+    for number in (2, 5):
+        device(content, number)["device_ip"] = f"10.0.{number}.1,10.0.{number}.2"
+    ranks(content, [0, 1, 2, 3, 4, 5, 6, 8, 7, *range(9, 14), 20, 21])
+    found = [(f.rule.code, f.message) for f in check(content).findings if f.is_error]
+    assert found == [
+        ("RT034", "2 addresses here, but 1 elsewhere"),
+        ("RT034", "2 addresses here, but 1 elsewhere"),
+        ("RT052", "`rank_id` 20 is beyond the 16 ranks, while 14 is missing"),
+        ("RT052", "`rank_id` 21 is beyond the 16 ranks, while 15 is missing"),
+    ]
+    ranks(content, [0, 1, 2, 3, 4, 5, 6, 8, 7, *range(9, 16)])
+    assert [f.rule.code for f in check(content).findings].count("RT053") == 2
+
+
 def test_one_server_needs_no_device_ips():
     content = table(1)
     for item in content["server_list"][0]["device"]:
