@@ -14,12 +14,13 @@ import shutil
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from glm2.adapters import is_adapter
 from glm2.errors import CheckpointError, ConfigError
 from glm2.settings import CHECKPOINT_NAME
 from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state
@@ -164,24 +165,41 @@ def find_weights(name: str) -> Path:
 
 
 def load_weights(model: ms.nn.Cell, file: Path) -> None:
-    """Fill the model from a file; optimizer state in it is passed over.
+    """Fill a model without adapters from a file; optimizer state in it is passed over.
 
     Every weight must be there with its shape: CheckpointError lists all that differ.
     """
-    wanted = {p.name: p for p in model.get_parameters()}
-    found = read_parameters(file)
-    weights = {name: value for name, value in found.items() if not is_state(name)}
+    found = read_weights(file)
+    if any(map(is_adapter, found)):
+        raise CheckpointError(
+            f"{file} holds LoRA adapters, but the configuration has no pet_config",
+            hint="--set model.model_config.pet_config.pet_type=lora, or merge them into their "
+            "weights: glm2-orch merge-ckpt --lora_alpha",
+        )
+    fill(list(model.get_parameters()), found, str(file))
+
+
+def fill(parameters: Sequence[Parameter], found: Mapping[str, Parameter], source: str) -> None:
+    """Give the parameters the values of the same name, in their own type.
+
+    CheckpointError lists all that is missing from ``source``, unexpected, or of another shape.
+    """
     problems = compare(
-        {name: tuple(p.shape) for name, p in wanted.items()},
-        {name: tuple(p.shape) for name, p in weights.items()},
+        {p.name: tuple(p.shape) for p in parameters},
+        {name: tuple(p.shape) for name, p in found.items()},
     )
     if problems:
         raise CheckpointError(
-            f"{file} does not fit the model: " + "; ".join(problems),
+            f"{source} does not fit the model: " + "; ".join(problems),
             hint="use the model_config that the weights were trained with",
         )
-    for name, parameter in wanted.items():
-        parameter.set_data(weights[name].astype(parameter.dtype))
+    for parameter in parameters:
+        parameter.set_data(found[parameter.name].astype(parameter.dtype))
+
+
+def read_weights(file: Path) -> Dict[str, Parameter]:
+    """Weights and adapters of a file by name, without the state of training."""
+    return {name: value for name, value in read_parameters(file).items() if not is_state(name)}
 
 
 def read_parameters(file: Path) -> Dict[str, Parameter]:

@@ -15,12 +15,11 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeUniform, initializer
 
 from glm2.adapters import DOWN, UP, adapted_layers, is_adapter
-from glm2.checkpoint import find_weights, read_parameters
+from glm2.checkpoint import fill, find_weights, read_weights
 from glm2.config import LoraConfig, ModelConfig
 from glm2.errors import CheckpointError
 from glm2.layers import Linear, float_type
 from glm2.model import Glm2
-from glm2.weights import compare, is_state
 
 
 class Adapter(nn.Cell):
@@ -73,9 +72,8 @@ def load_adapted(model: Glm2, file: Path, base: str) -> str:
     adapters alone: then the weights come from ``base``, a path or a name. CheckpointError lists
     all that is missing or does not fit.
     """
-    found = _weights(file)
+    found, source = read_weights(file), str(file)
     adapters = [name for name in found if is_adapter(name)]
-    source = str(file)
     if adapters and len(adapters) == len(found):
         if not base:
             raise CheckpointError(
@@ -83,22 +81,10 @@ def load_adapted(model: Glm2, file: Path, base: str) -> str:
                 hint="name the base weights in model.model_config.checkpoint_name_or_path",
             )
         below = find_weights(base)
-        found = {**{k: v for k, v in _weights(below).items() if not is_adapter(k)}, **found}
-        source = f"{below}, and on top the adapters of {file}"
-    wanted = {
-        p.name: p for p in model.get_parameters() if adapters or not is_adapter(p.name)
-    }  # fmt: skip
-    problems = compare(
-        {name: tuple(p.shape) for name, p in wanted.items()},
-        {name: tuple(p.shape) for name, p in found.items()},
-    )
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit the model: " + "; ".join(problems),
-            hint="use the model_config and pet_config that the weights were trained with",
-        )
-    for name, parameter in wanted.items():
-        parameter.set_data(found[name].astype(parameter.dtype))
+        weights = {k: v for k, v in read_weights(below).items() if not is_adapter(k)}
+        found, source = {**weights, **found}, f"{below} and the adapters of {file}"
+    wanted = [p for p in model.get_parameters() if adapters or not is_adapter(p.name)]
+    fill(wanted, found, source)
     return source if adapters else f"{source} (no adapters in it)"
 
 
@@ -116,7 +102,3 @@ def merge(model: Glm2) -> None:
             whole = cell.weight.astype(ms.float32).asnumpy() + np.float32(adapter.scale) * product
             cell.weight.set_data(Tensor(whole).astype(cell.weight.dtype))
             cell.adapter = None
-
-
-def _weights(file: Path) -> dict[str, Parameter]:
-    return {name: value for name, value in read_parameters(file).items() if not is_state(name)}

@@ -12,6 +12,7 @@ import pytest
 from mindspore import ParameterTuple, Tensor, ops
 
 from glm2.adapters import DOWN, UP, adapter_shapes, is_adapter
+from glm2.checkpoint import load_weights
 from glm2.config import LoraConfig, ModelConfig
 from glm2.errors import CheckpointError, ConfigError
 from glm2.lora import add_adapters, load_adapted, merge
@@ -182,7 +183,7 @@ class TestLoading:
         file = save(tmp_path / "adapters.ckpt", adapters)
         base = save(tmp_path / "base.ckpt", weights)
         model = adapted(fresh=True)
-        assert load_adapted(model, file, str(base)) == f"{base}, and on top the adapters of {file}"
+        assert load_adapted(model, file, str(base)) == f"{base} and the adapters of {file}"
         self.check(model, found)
 
     def test_adapters_of_the_base_are_replaced(self, found: Arrays, tmp_path: Path) -> None:
@@ -207,6 +208,11 @@ class TestLoading:
         with pytest.raises(CheckpointError, match="adapters alone") as caught:
             load_adapted(adapted(fresh=True), save(tmp_path / "a.ckpt", adapters), "")
         assert "checkpoint_name_or_path" in caught.value.hint
+
+    def test_adapters_without_pet_config_are_refused(self, found: Arrays, tmp_path: Path) -> None:
+        plain = Glm2(dataclasses.replace(CONFIG, pet_config=None))
+        with pytest.raises(CheckpointError, match="has no pet_config"):
+            load_weights(plain, save(tmp_path / "all.ckpt", found))
 
     def test_adapters_of_another_rank_are_named(self, found: Arrays, tmp_path: Path) -> None:
         wrong = {k: v[:2] if k.endswith(DOWN) else v for k, v in found.items()}
