@@ -135,11 +135,18 @@ def netdetect(text: str) -> Union[NetDetect, NotSet]:
 
 
 def tls(text: str) -> TlsSwitch:
-    """``dev_id:0, tls switch[0](0:disable, 1:enable), …``; lines on certificates may follow."""
-    found = [match for match in map(_TLS.fullmatch, lines(text)) if match]
-    if len(found) != 1:
+    """``dev_id:0, tls switch[0](0:disable, 1:enable), …``; lines ``dev_id:0, …`` on certificates
+    may follow."""
+    switches = []
+    for line in lines(text):
+        match = _TLS.fullmatch(line)
+        if match:
+            switches.append(match.group(1) == "1")
+        elif not line.startswith("dev_id:"):
+            raise Misread(f"{line[:60]!r} is not about TLS")
+    if len(switches) != 1:
         raise Misread("not one line with `tls switch[0]` or `tls switch[1]`")
-    return TlsSwitch(found[0].group(1) == "1")
+    return TlsSwitch(switches[0])
 
 
 def ping(text: str) -> Ping:
