@@ -169,7 +169,7 @@ def select(
         lost = torn or unavailable(strategy, ranks, set(by_step[key]))
         if not lost:
             return _selection(key, by_step[key], ranks, tuple(notes))
-        notes.append(f"step {key or '?'} is incomplete: no file of {_some_ranks(lost)}")
+        notes.append(f"step {key or '?'} is incomplete: no file of {some_ranks(lost)}")
     key = newest_first[0]
     lost = (present - set(by_step[key])) or unavailable(strategy, ranks, set(by_step[key]))
     raise _incomplete("no step is complete", lost, by_step, ranks)
@@ -269,7 +269,7 @@ def _selection(
 ) -> Selection:
     missing = tuple(sorted(set(ranks) - set(found)))
     if missing:
-        notes = (*notes, f"no file of {_some_ranks(missing)}: taken from replicas")
+        notes = (*notes, f"no file of {some_ranks(missing)}: taken from replicas")
     return Selection(step, dict(sorted(found.items())), missing, notes)
 
 
@@ -298,12 +298,12 @@ def _incomplete(
         text = _some([str(step or "?") for step in steps]) or "no file"
         having.setdefault(text, []).append(rank)
     found = "; ".join(
-        f"{_some_ranks(some)} {'has' if len(some) == 1 else 'have'} {steps}"
+        f"{some_ranks(some)} {'has' if len(some) == 1 else 'have'} {steps}"
         for steps, some in having.items()
     )
     return CheckpointError(
         f"{what}: expected files of step {newest or '?'} from all {len(ranks)} ranks, "
-        f"{_some_ranks(lost)} without; found: {found}",
+        f"{some_ranks(lost)} without; found: {found}",
         hint="collect the missing files, or choose a step with --step",
     )
 
@@ -312,7 +312,8 @@ def _order(step: Optional[StepId]) -> StepId:
     return step or StepId(-1, -1)
 
 
-def _some_ranks(ranks: Iterable[int]) -> str:
+def some_ranks(ranks: Iterable[int]) -> str:
+    """``rank 3``, or ``ranks 0, 1, 2`` of which at most eight are named; for messages."""
     listed = sorted(set(ranks))
     return ("rank " if len(listed) == 1 else "ranks ") + _some([str(rank) for rank in listed])
 

@@ -9,21 +9,25 @@ from orchestrator.checkpoints.reading import Piece, ShardReader, where
 from orchestrator.checkpoints.tensor import FileIndex
 from orchestrator.errors import CheckpointError
 
-_SAMPLE = 4 << 10
+SAMPLE = 4 << 10
+"""Bytes of a slice that are compared with the others'."""
+
 _FEW = 16  # bytes that may well be equal by chance
 _HINT = "the strategy belongs to another run"
 
 
-def check_slices_differ(tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex]) -> None:
+def check_slices_differ(
+    tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex], most: int = SAMPLE
+) -> None:
     """Slices of one parameter that are all equal are really copies of it: CheckpointError.
 
     Constant content (moments before the first step, gains of ones) says nothing. Reads at most
-    4 KiB of a slice.
+    ``most`` bytes of a slice.
     """
     reader = ShardReader(files)
     try:
         for tensor in tensors:
-            if len(tensor.pieces) > 1 and _are_copies(reader, tensor):
+            if len(tensor.pieces) > 1 and _are_copies(reader, tensor, most):
                 raise CheckpointError(
                     f"{reader.where(tensor.pieces[1].rank)}: parameter {tensor.name}: expected "
                     f"another slice than in rank {tensor.pieces[0].rank} by the strategy, found "
@@ -35,9 +39,18 @@ def check_slices_differ(tensors: Sequence[WholeTensor], files: Mapping[int, File
         reader.close()
 
 
-def _are_copies(reader: ShardReader, tensor: WholeTensor) -> bool:
-    first = _sample(reader, tensor, tensor.pieces[0])
-    if any(_sample(reader, tensor, piece) != first for piece in tensor.pieces[1:]):
+def sample(tensor: WholeTensor, most: int = SAMPLE) -> Tuple[int, int]:
+    """Start and length, in the bytes of any piece, of what is compared: its middle, where a
+    padded vocabulary does not reach."""
+    size = tensor.nbytes // len(tensor.pieces)
+    length = min(most, size)
+    start = (size - length) // 2
+    return start - start % max(tensor.item_size, 1), length
+
+
+def _are_copies(reader: ShardReader, tensor: WholeTensor, most: int) -> bool:
+    first = _read_sample(reader, tensor, tensor.pieces[0], most)
+    if any(_read_sample(reader, tensor, piece, most) != first for piece in tensor.pieces[1:]):
         return False
     item = tensor.item_size
     different = {first[at : at + item] for at in range(0, len(first), item)}
@@ -64,13 +77,10 @@ def check_biases(tensors: Sequence[WholeTensor], files: Mapping[int, FileIndex])
             )
 
 
-def _sample(reader: ShardReader, tensor: WholeTensor, piece: Piece) -> bytes:
-    """Some bytes of a piece: its middle, where a padded vocabulary does not reach."""
-    size = tensor.nbytes // len(tensor.pieces)
-    length = min(_SAMPLE, size)
+def _read_sample(reader: ShardReader, tensor: WholeTensor, piece: Piece, most: int) -> bytes:
+    start, length = sample(tensor, most)
     data = bytearray(length)
-    start = (size - length) // 2
-    reader.read_piece(piece, start - start % max(tensor.item_size, 1), memoryview(data))
+    reader.read_piece(piece, start, memoryview(data))
     return bytes(data)
 
 

@@ -2,7 +2,8 @@
 
 ::
 
-    checkpoint/rank_N/*.ckpt   verified files, of one step or several
+    checkpoint/rank_N/*.ckpt   verified files, of one step or several; links where they lie on
+                               a shared file system
     strategy/*
     manifest.json              every file of every complete step with its SHA-256
     COMPLETE                   the complete steps; written last
@@ -17,13 +18,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from orchestrator.checkpoints.catalogue import rank_of_folder
 from orchestrator.checkpoints.checksum import sha256_of
 from orchestrator.errors import Busy, CheckpointError
 
@@ -92,12 +95,32 @@ class CollectedFolder:
         finally:
             os.close(descriptor)
 
+    def arrived(self, rank: int, name: str) -> int:
+        """Bytes of a part that are here."""
+        part = self.part(rank, name)
+        return 0 if part.is_symlink() or not part.exists() else part.stat().st_size
+
+    def ranks(self) -> FrozenSet[int]:
+        """Ranks of which files are here, of any step, collected or on their way."""
+        names = [p.parent.name for p in self.checkpoint.glob("rank_*/*")]
+        names += [p.parent.name for p in self.incoming.glob("rank_*/*")]
+        found = (rank_of_folder(name) for name in names)
+        return frozenset(rank for rank in found if rank is not None)
+
+    def collected(self, step: str) -> Tuple[CollectedFile, ...]:
+        """The files that were collected of a step."""
+        return _entries(self._manifest()["steps"].get(step))
+
+    def intact(self, step: str) -> Tuple[CollectedFile, ...]:
+        """Those of them that are still here, unchanged."""
+        return tuple(file for file in self.collected(step) if self._unchanged(file))
+
     def complete(self, step: str) -> Optional[Tuple[CollectedFile, ...]]:
         """The files of a complete step, if every one is still here unchanged; else None."""
         if step not in self._complete_steps():
             return None
-        files = _entries(self._manifest()["steps"].get(step))
-        return files if files and all(self._unchanged(file) for file in files) else None
+        files = self.intact(step)
+        return files if files and len(files) == len(self.collected(step)) else None
 
     def install(
         self,
@@ -106,8 +129,16 @@ class CollectedFolder:
         strategies: Mapping[str, bytes],
         notes: Sequence[str],
     ) -> Tuple[CollectedFile, ...]:
-        """Move the verified parts of a step into place, and mark it complete at the very end."""
+        """Move the verified parts of a step into place, and mark it complete at the very end.
+
+        ``files`` without a part are in place already. Files of an earlier collection of the step
+        that are not among ``files`` are removed: they are of another save.
+        """
         self._mark([other for other in self._complete_steps() if other != step])
+        document = self._manifest()
+        stale = {self.path(file) for file in _entries(document["steps"].get(step))}
+        for path in stale - {self.path(file) for file in files}:
+            path.unlink(missing_ok=True)
         for name, content in strategies.items():
             _write(self.strategy / name, content)
         placed: List[CollectedFile] = []
@@ -115,13 +146,11 @@ class CollectedFolder:
             path, part = self.path(file), self.part(file.rank, file.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             if part.exists():
-                _sync(part)
                 os.replace(part, path)
                 _sync(path.parent)
             entry = asdict(file)
             entry["mtime_ns"] = path.stat().st_mtime_ns
             placed.append(CollectedFile(**entry))
-        document = self._manifest()
         document["tool"] = f"glm2-orch {version('glm2-orch')}"
         document["steps"][step] = {
             "files": [asdict(file) for file in placed],
@@ -134,6 +163,22 @@ class CollectedFolder:
         self._mark([*self._complete_steps(), step])
         shutil.rmtree(self.incoming, ignore_errors=True)
         return tuple(placed)
+
+    def keep(self, number: int, step: str) -> Tuple[str, ...]:
+        """Remove all complete steps but the last ``number``, of which ``step`` is always one;
+        return those that went. Other files in the folder are left alone."""
+        complete = sorted(self._complete_steps(), key=_step_order)
+        others = [other for other in complete if other != step]
+        gone = others[: max(0, len(others) - (number - 1))]
+        if not gone:
+            return ()
+        self._mark([other for other in complete if other not in gone])
+        document = self._manifest()
+        entries = {name: _entries(document["steps"].pop(name, None)) for name in gone}
+        _write(self.manifest, json.dumps(document, indent=1).encode())
+        for file in (file for files in entries.values() for file in files):
+            self.path(file).unlink(missing_ok=True)
+        return tuple(gone)
 
     def _unchanged(self, file: CollectedFile) -> bool:
         path = self.path(file)
@@ -173,6 +218,10 @@ def collected_files(root: Path) -> Dict[Path, CollectedFile]:
         for file in _entries(step):
             found[folder.path(file).resolve()] = file
     return found
+
+
+def _step_order(step: str) -> Tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", step))
 
 
 def _entries(step: object) -> Tuple[CollectedFile, ...]:

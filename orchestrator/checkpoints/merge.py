@@ -116,7 +116,7 @@ def merge(
         save_strategy(layouts, dst / "strategy")
     elif len(outputs) > 1:
         _write_index(name, outputs)
-    _write_manifest(manifest, checkpoint, outputs, notes, with_digests=verify)
+    write_manifest(manifest, checkpoint, outputs, notes, with_digests=verify)
     return MergeReport(
         output,
         tuple(o.path for o in outputs),
@@ -164,7 +164,7 @@ class _Name:
     def manifest(self, output: Path) -> Path:
         if output == self._dst and not self._one_file:
             return self._dst / f"{self._prefix}manifest.json"
-        return self.merged.with_name(f"{self.merged.name}.manifest.json")
+        return manifest_path(self.merged)
 
 
 def _merged(
@@ -206,14 +206,21 @@ def _write_index(name: _Name, outputs: Sequence[OutputFile]) -> None:
     write_small(name.index, data)
 
 
-def _write_manifest(
+def manifest_path(merged: Path) -> Path:
+    """Of a merged file: where its manifest lies."""
+    return merged.with_name(f"{merged.name}.manifest.json")
+
+
+def write_manifest(
     path: Path,
     checkpoint: Checkpoint,
     outputs: Sequence[OutputFile],
     notes: Sequence[str],
     *,
     with_digests: bool,
+    **more: object,
 ) -> None:
+    """Write what new files were made of: step, sources with their checksums, tool version."""
     shards = checkpoint.shards
     sources: List[Mapping[str, object]] = [
         {"rank": rank, "file": file.path, "size": shards.files[rank].size, "sha256": file.sha256}
@@ -239,5 +246,6 @@ def _write_manifest(
         "sources": sources,
         "lora": sorted(checkpoint.adapters),
         "notes": list(notes),
+        **more,
     }
     write_small(path, json.dumps(document, indent=1).encode())

@@ -9,7 +9,7 @@ import shutil
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Tuple
 
 from orchestrator.errors import Busy, CheckpointError
 
@@ -27,12 +27,8 @@ def new_file(path: Path, size: int) -> Iterator[int]:
     another process is writing the same file.
     """
     part = part_path(path)
-    descriptor = _opened(part)
+    descriptor = _locked(part, path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"another process is writing {path}") from error
         try:
             _reserve(descriptor, path, size)
             with _early_writeback(descriptor, size):
@@ -45,6 +41,29 @@ def new_file(path: Path, size: int) -> Iterator[int]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+        _sync_folder(path.parent)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def resumed_file(path: Path, part: Path, size: int, *, notes: Path) -> Iterator[Tuple[int, bool]]:
+    """As ``new_file``, but the bytes are kept in ``part`` when the block ends badly, and found
+    there again: also says whether they are. ``notes``, a file about what they are, is removed
+    when they are not."""
+    descriptor = _locked(part, path)
+    try:
+        try:
+            found = os.fstat(descriptor).st_size == size
+            if not found:
+                notes.unlink(missing_ok=True)
+                _reserve(descriptor, path, size)
+            with _early_writeback(descriptor, size):
+                yield descriptor, found
+            os.fsync(descriptor)
+            os.rename(part, path)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
         _sync_folder(path.parent)
     finally:
         os.close(descriptor)
@@ -67,6 +86,20 @@ def write_small(path: Path, data: bytes) -> None:
     """Replace a small file, all or nothing."""
     with new_file(path, len(data)) as descriptor:
         write(descriptor, memoryview(data), 0)
+
+
+def _locked(part: Path, path: Path) -> int:
+    """The open part of ``path``, which nobody else has. Busy where somebody does, or just had it
+    and has given it its name."""
+    descriptor = _opened(part)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == os.stat(part).st_ino:
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    raise Busy(f"another process is writing {path}")
 
 
 def _opened(part: Path) -> int:

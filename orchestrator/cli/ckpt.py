@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, TypeVar
 
 import click
 
 from orchestrator.cli.output import console, output_option, print_json, say
+from orchestrator.cli.sizes import parse_size
 from orchestrator.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def merge_ckpt(
             target=_target(dst_ckpt_strategy, layout),
             lora_alpha=lora_alpha,
             lora_base=_path(lora_base),
-            max_shard_bytes=_size(max_shard_size) if max_shard_size else None,
+            max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
             crc=crc,
             verify=verify,
             progress=progress,
@@ -228,16 +228,6 @@ def _target(strategy: Optional[str], layout: Optional[str]) -> Optional[Target]:
     if layout:
         return parse_words(layout)
     return _path(strategy)
-
-
-def _size(text: str) -> int:
-    """``5GB`` (10^9), ``512MiB`` (2^20), ``1000`` bytes."""
-    match = re.fullmatch(r"(\d{1,15})\s*(?:([KMGT])(i)?B)?", text, re.ASCII)
-    if match is None or int(match[1]) == 0:
-        raise UsageError(f"{text!r} is no size", hint="write 5GB, 512MiB or a number of bytes")
-    power = " KMGT".index(match[2]) if match[2] else 0
-    unit: int = (1024 if match[3] else 1000) ** power
-    return int(match[1]) * unit
 
 
 def _inspection(found: Inspection) -> Dict[str, Any]:

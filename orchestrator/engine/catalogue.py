@@ -11,11 +11,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import files as package_files
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, cast
 
 from orchestrator.checkpoints.catalogue import CheckpointFile, checkpoint_file
-from orchestrator.errors import CheckpointError, HostNotReady
-from orchestrator.transport.base import Transport
+from orchestrator.errors import CheckpointError, HostNotReady, one_error
+from orchestrator.transport.base import Streams, Transport
+from orchestrator.transport.pool import fan_out
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,26 @@ class Source:
     python: str
     run_dir: str
     ranks: Tuple[int, ...]
+    streams: Tuple[Streams, ...] = ()
+    """Ways to start a long transfer, the preferred first; empty: the transport's own."""
+    is_local: bool = False
+    shared_dir: Optional[str] = None
+    """Where this machine sees ``run_dir``, on a file system that both share."""
 
     @property
     def name(self) -> str:
         return self.transport.name
+
+    @property
+    def ways(self) -> Tuple[Streams, ...]:
+        return self.streams or (self.transport.stream,)
+
+    @property
+    def distance(self) -> int:
+        """0: a shared file system, 1: this machine, 2: the network is between."""
+        if self.shared_dir is not None:
+            return 0
+        return 1 if self.is_local else 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,35 @@ class Listing:
 
 Digests = Mapping[str, Mapping[str, Any]]
 """What the host says of each file (``rank_N/name``): size, mtime_ns, sha256."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A file without the content of its tensors: ``pieces`` are ``(offset, bytes)`` of the rest."""
+
+    size: int
+    mtime_ns: int
+    pieces: Tuple[Tuple[int, bytes], ...]
+
+
+def on_holders(
+    sources: Sequence[Source],
+    files: Sequence[CheckpointFile],
+    function: Callable[[Source, List[CheckpointFile]], T],
+) -> List[T]:
+    """Call ``function`` for every host that holds some of the files, with those; many at once.
+
+    Results in the order of the hosts. Raises the errors of all hosts that failed.
+    """
+    held: Dict[str, List[CheckpointFile]] = {}
+    for file in files:
+        held.setdefault(file.host, []).append(file)
+    holders = [source for source in sources if source.name in held]
+    outcomes = fan_out(holders, lambda source: function(source, held[source.name]))
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors:
+        raise one_error(f"{len(errors)} of {len(outcomes)} hosts could not send all", errors)
+    return [cast(T, outcome.value) for outcome in outcomes]
 
 
 def list_checkpoints(source: Source) -> Listing:
@@ -88,6 +136,27 @@ def digests(source: Source, files: Sequence[CheckpointFile]) -> Digests:
         entry = found.get(name, {})
         if not isinstance(entry.get("sha256"), str) or not isinstance(entry.get("mtime_ns"), int):
             raise _bad_answer(source, f"no digest of {name}")
+    return found
+
+
+def outlines(source: Source, files: Sequence[CheckpointFile]) -> Dict[int, Outline]:
+    """What the host's files hold besides content, by rank: enough to index them here."""
+    names = {f"rank_{file.rank}/{file.name}": file for file in files}
+    found: Dict[int, Outline] = {}
+    try:
+        for answer in _ask(source, "outline", "--run-dir", source.run_dir, *names):
+            pieces = tuple(
+                (int(offset), base64.b64decode(data)) for offset, data in answer["pieces"]
+            )
+            file = names[answer["file"]]
+            size = int(answer["size"])
+            if any(offset < 0 or offset + len(data) > size for offset, data in pieces):
+                raise ValueError(f"bytes beyond the end of {file.name}")
+            found[file.rank] = Outline(size, int(answer["mtime_ns"]), pieces)
+        if len(found) != len(names):
+            raise ValueError(f"{len(found)} of {len(names)} files")
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise _bad_answer(source, str(error)) from error
     return found
 
 

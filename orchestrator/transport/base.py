@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Protocol, Sequence
+from typing import Callable, Iterator, Optional, Protocol, Sequence
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Stream(Protocol):
     def stderr(self) -> bytes:
         """The last 8 KiB of standard error so far: why a command ended that should not have."""
         ...
+
+
+Streams = Callable[[Sequence[str]], Stream]
+"""Starts a command on one host and hands out its standard output: ``Transport.stream``."""
 
 
 class Transport(Protocol):

@@ -31,9 +31,9 @@ from orchestrator.errors import (
 )
 from orchestrator.inventory import Host
 from orchestrator.transport.known_hosts import (
-    DEFAULT_FILES,
     HostKey,
     fingerprint,
+    known_hosts_files,
     load_known_hosts,
 )
 
@@ -175,7 +175,7 @@ def _negotiate(connection: paramiko.Transport, host: Host, deadline: float) -> N
 
 
 def _known_keys(host: Host) -> List[HostKey]:
-    files = _known_hosts_files(host)
+    files = known_hosts_files(host)
     try:
         return load_known_hosts(files).keys_of(host.address, host.ssh.port)
     except OSError as failure:
@@ -187,7 +187,7 @@ def _known_keys(host: Host) -> List[HostKey]:
 
 
 def _check_host_key(offered: paramiko.PKey, host: Host, known: List[HostKey]) -> None:
-    files = _known_hosts_files(host)
+    files = known_hosts_files(host)
     blob = offered.asbytes()
     shown = f"{offered.get_name()} {fingerprint(blob)}"
     if blob in load_known_hosts(files).revoked:
@@ -305,11 +305,6 @@ def _read_identity(path: Path, mtime_ns: int, mode: int) -> paramiko.PKey:
     if mode & 0o077:
         logger.warning("the private key %s can be read by others: chmod 600 it", path)
     return paramiko.PKey.from_path(path)
-
-
-def _known_hosts_files(host: Host) -> List[Path]:
-    names = (host.ssh.known_hosts,) if host.ssh.known_hosts else DEFAULT_FILES
-    return [Path(name).expanduser() for name in names]
 
 
 def _first(wanted: Sequence[str], available: Sequence[str]) -> Tuple[str, ...]:

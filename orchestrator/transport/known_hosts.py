@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 
+from orchestrator.inventory import Host
+
 DEFAULT_FILES = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
 
 
@@ -62,6 +64,12 @@ class KnownHosts:
         ]
         found += [key for patterns, key in self.patterns if _matches(name, patterns)]
         return found
+
+
+def known_hosts_files(host: Host) -> List[Path]:
+    """The files that say which keys the host may have: the inventory's, else the usual ones."""
+    names = (host.ssh.known_hosts,) if host.ssh.known_hosts else DEFAULT_FILES
+    return [Path(name).expanduser() for name in names]
 
 
 def load_known_hosts(files: Sequence[Path]) -> KnownHosts:

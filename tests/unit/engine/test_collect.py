@@ -3,108 +3,58 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 import pytest
 
-from orchestrator.checkpoints.layout import Layout
 from orchestrator.checkpoints.merge import merge
-from orchestrator.engine.collect import Source, collect
-from orchestrator.errors import (
-    Busy,
-    CheckpointError,
-    HostNotReady,
-    HostUnreachable,
-    OrchError,
+from orchestrator.engine.catalogue import Source
+from orchestrator.engine.collect import collect
+from orchestrator.errors import Busy, CheckpointError, HostNotReady, HostUnreachable, OrchError
+from orchestrator.transport.base import Completed, Stream
+from orchestrator.transport.pace import Pace
+from tests.unit.checkpoints.sets import Whole, whole
+from tests.unit.engine.hosts import (
+    MODEL,
+    ONE_COPY,
+    Bent,
+    Cluster,
+    Faulty,
+    Request,
+    change_a_bit,
 )
-from orchestrator.transport.base import Completed
-from orchestrator.transport.local import LocalTransport
-from tests.unit.checkpoints.sets import Whole, split, whole, write_set
-
-MODEL = {"w": whole("Float16", (64, 32), 1), "norm": whole("Float32", (32,), 2)}
-TWO_COPIES = {"w": split((2, 2), -1, 0), "norm": split((2, 2), -1)}
-"""Each host holds one whole copy, its two ranks half of it each."""
-ONE_COPY = {"w": split((2, 2), 1, 0), "norm": split((2, 2), -1)}
-
-
-class Faulty(LocalTransport):
-    """A local transport on which things can be made to go wrong."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, python=sys.executable)
-        self.got: List[Sequence[object]] = []
-        self.on_get: Callable[[str, Path, int], Optional[int]] = lambda *_: None
-        self.on_run: Callable[[Sequence[str]], Optional[Completed]] = lambda argv: None
-
-    def get(self, path: str, dest: Path, *, offset: int = 0) -> int:
-        self.got.append((Path(path).name, offset))
-        faked = self.on_get(path, dest, offset)
-        return super().get(path, dest, offset=offset) if faked is None else faked
-
-    def run(
-        self, argv: Sequence[str], *, stdin: bytes = b"", timeout: Optional[float] = 60.0
-    ) -> Completed:
-        return self.on_run(argv) or super().run(argv, stdin=stdin, timeout=timeout)
-
-
-class Cluster:
-    """Two hosts with two ranks each; the set of step 1_4 lies cut over their folders."""
-
-    def __init__(self, root: Path, layouts: Optional[Dict[str, Layout]] = None) -> None:
-        self.root = root
-        self.layouts = layouts or TWO_COPIES
-        self.out = root / "out"
-        self.transports = [Faulty("node0"), Faulty("node1")]
-        self.save("1_4", MODEL)
-
-    @property
-    def sources(self) -> List[Source]:
-        return [
-            Source(transport, sys.executable, str(self.root / transport.name), (2 * i, 2 * i + 1))
-            for i, transport in enumerate(self.transports)
-        ]
-
-    def save(self, step: str, model: Dict[str, Whole]) -> None:
-        made = write_set(self.root / "all", model, [self.layouts], step=step)
-        for rank in range(4):
-            here = self.file(rank, step)
-            here.parent.mkdir(parents=True, exist_ok=True)
-            made.file(rank, step).replace(here)
-            strategy = self.host(rank) / "output" / "strategy"
-            strategy.mkdir(exist_ok=True)
-            name = f"ckpt_strategy_rank_{rank}.ckpt"
-            (made.strategy / name).replace(strategy / name)
-
-    def host(self, rank: int) -> Path:
-        return self.root / f"node{rank // 2}"
-
-    def file(self, rank: int, step: str = "1_4") -> Path:
-        folder = self.host(rank) / "output" / "checkpoint" / f"rank_{rank}"
-        return folder / f"glm2_rank_{rank}-{step}.ckpt"
-
-    def got(self) -> List[Sequence[object]]:
-        return [get for transport in self.transports for get in transport.got]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+    made = Cluster(tmp_path, ONE_COPY)
     yield made
-    for transport in made.transports:
-        transport.close()
+    made.close()
 
 
-def assert_collected(cluster: Cluster, model: Dict[str, Whole], step: str) -> None:
+def assert_collected(
+    cluster: Cluster, model: Dict[str, Whole], step: str, ranks: Sequence[int] = range(4)
+) -> None:
     for rank in range(4):
-        name = f"rank_{rank}/glm2_rank_{rank}-{step}.ckpt"
-        assert (cluster.out / "checkpoint" / name).read_bytes() == cluster.file(
-            rank, step
-        ).read_bytes()
+        copy = cluster.copy(rank, step)
+        if rank in ranks:
+            assert copy.read_bytes() == cluster.file(rank, step).read_bytes()
+        else:
+            assert not copy.exists()
     assert step in json.loads((cluster.out / "COMPLETE").read_text())["steps"]
     assert not (cluster.out / ".incoming").exists()
-    merged = merge(cluster.out / "checkpoint", cluster.out / "strategy", cluster.root / "m.ckpt")
+    strategy = cluster.out / "strategy"
+    merged = merge(
+        cluster.out / "checkpoint",
+        strategy if strategy.exists() else None,
+        cluster.root / "m.ckpt",
+        step=step,
+    )
     data = merged.output.read_bytes()
     assert all(tensor.values.tobytes() in data for tensor in model.values())
 
@@ -123,10 +73,10 @@ def test_all_files_arrive_verified_with_a_manifest(cluster: Cluster) -> None:
 
 def test_what_is_here_is_not_fetched_again(cluster: Cluster) -> None:
     collect(cluster.sources, out=cluster.out)
-    before = len(cluster.got())
+    before = len(cluster.sent())
     report = collect(cluster.sources, out=cluster.out)
     assert report.fetched == 0
-    assert len(cluster.got()) == before
+    assert len(cluster.sent()) == before
 
 
 def test_a_later_step_is_added_and_the_older_one_stays(cluster: Cluster) -> None:
@@ -151,38 +101,65 @@ def test_a_step_that_does_not_exist(cluster: Cluster) -> None:
         collect(cluster.sources, out=cluster.out, step="7")
 
 
+# Cut and resumed
+
+
+def cut_once(cluster: Cluster, transport: Faulty, most: int) -> None:
+    cuts = iter([most])
+
+    def cut(_: Request, stream: Stream) -> Stream:
+        return Bent(stream, most=next(cuts, None))
+
+    transport.on_stream = cut
+
+
 def test_a_cut_transfer_goes_on_at_its_offset(cluster: Cluster) -> None:
-    cut = cluster.file(3).name
-
-    def cut_once(path: str, dest: Path, offset: int) -> Optional[int]:
-        if path.endswith(cut) and offset == 0:
-            dest.write_bytes(Path(path).read_bytes()[:700])
-            raise HostUnreachable("connection lost", host="node1")
-        return None
-
-    cluster.transports[1].on_get = cut_once
+    size = cluster.file(2).stat().st_size
+    cut_once(cluster, cluster.transports[1], size + 700)  # within the second file
     collect(cluster.sources, out=cluster.out)
     assert_collected(cluster, MODEL, "1_4")
-    assert (cut, 700) in cluster.got()
+    name = cluster.file(3).name
+    (skip,) = [skip for sent, skip in cluster.transports[1].sent if sent == name and skip]
+    assert 0 < skip < cluster.file(3).stat().st_size
+    assert [s for s, _ in cluster.transports[1].sent].count(cluster.file(2).name) == 1
 
 
 def test_a_later_attempt_goes_on_where_the_first_one_died(cluster: Cluster) -> None:
-    def die(path: str, dest: Path, offset: int) -> Optional[int]:
-        dest.write_bytes(Path(path).read_bytes()[:600])
+    def die(_: Request, stream: Stream) -> Stream:
         raise KeyboardInterrupt
 
-    cluster.transports[1].on_get = die
+    cluster.transports[1].on_stream = die
+    part = cluster.out / ".incoming" / "rank_2" / f"{cluster.file(2).name}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(cluster.file(2).read_bytes()[:600])
     with pytest.raises(KeyboardInterrupt):
         collect(cluster.sources, out=cluster.out)
     assert not (cluster.out / "COMPLETE").exists()
     assert not (cluster.out / "checkpoint").exists()
 
-    cluster.transports[1].on_get = lambda *_: None
-    cluster.transports[0].got.clear()
+    cluster.transports[1].on_stream = lambda _, stream: stream
+    cluster.transports[0].sent.clear()
     collect(cluster.sources, out=cluster.out)
     assert_collected(cluster, MODEL, "1_4")
-    assert cluster.transports[0].got == []  # whole already
-    assert (cluster.file(2).name, 600) in cluster.got()
+    sizes = {(cluster.file(rank).name, cluster.file(rank).stat().st_size) for rank in (0, 1)}
+    assert set(cluster.transports[0].sent) == sizes  # whole already, only verified
+    assert (cluster.file(2).name, 600) in cluster.sent()
+
+
+def test_a_connection_that_always_breaks_is_given_up(cluster: Cluster) -> None:
+    cluster.transports[1].on_stream = lambda _, stream: Bent(stream, most=0)
+    with pytest.raises(HostUnreachable):
+        collect(cluster.sources, out=cluster.out)
+    assert len({name for name, _ in cluster.transports[1].sent}) == 2
+    assert len(cluster.transports[1].sent) == 2 * 3  # attempts
+    assert not (cluster.out / "COMPLETE").exists()
+
+
+def test_a_connection_that_breaks_and_breaks_but_moves_on_is_not(cluster: Cluster) -> None:
+    cluster.transports[1].on_stream = lambda _, stream: Bent(stream, most=500)
+    collect(cluster.sources, out=cluster.out)
+    assert_collected(cluster, MODEL, "1_4")
+    assert len(cluster.transports[1].sent) > 6
 
 
 def test_the_rest_of_a_file_since_replaced_is_noticed(cluster: Cluster) -> None:
@@ -194,36 +171,80 @@ def test_the_rest_of_a_file_since_replaced_is_noticed(cluster: Cluster) -> None:
 
 
 def test_damage_on_the_wire_is_never_accepted(cluster: Cluster) -> None:
-    def damaged(path: str, dest: Path, offset: int) -> Optional[int]:
-        data = bytearray(Path(path).read_bytes())
-        data[-1] ^= 1
-        dest.write_bytes(data)
-        return len(data)
+    w = cluster.file(0).read_bytes()[-3:]  # in both: the end of norm
 
-    cluster.transports[0].on_get = damaged
-    with pytest.raises(CheckpointError, match=r"rank 0, .*expected SHA-256"):
+    cluster.transports[0].on_stream = lambda _, stream: Bent(
+        stream, change=lambda chunk: chunk.replace(w, b"???")
+    )
+    with pytest.raises(CheckpointError, match=r"node0: rank 0, .*expected SHA-256"):
         collect(cluster.sources, out=cluster.out)
     assert not (cluster.out / "COMPLETE").exists()
     assert not (cluster.out / "checkpoint").exists()
 
 
+def test_damage_that_passes_is_repaired(cluster: Cluster) -> None:
+    w = cluster.file(0).read_bytes()[-3:]
+    damages = iter([b"???"])
+
+    def bend(_: Request, stream: Stream) -> Stream:
+        bad = next(damages, w)
+        return Bent(stream, change=lambda chunk: chunk.replace(w, bad))
+
+    cluster.transports[0].on_stream = bend
+    collect(cluster.sources, out=cluster.out)
+    assert_collected(cluster, MODEL, "1_4")
+
+
+def test_a_file_that_changes_before_it_is_sent(cluster: Cluster) -> None:
+    def change(_: Request) -> None:
+        cluster.file(0).write_bytes(cluster.file(0).read_bytes() + b"more")
+
+    cluster.transports[0].before_stream = change
+    with pytest.raises(CheckpointError, match=r"rank_0-1_4.ckpt has changed since it was listed"):
+        collect(cluster.sources, out=cluster.out)
+
+
+def test_a_file_that_vanishes_before_it_is_sent(cluster: Cluster) -> None:
+    cluster.transports[0].before_stream = lambda _: cluster.file(0).unlink()
+    with pytest.raises(CheckpointError, match=r"node0: cannot read .*rank_0-1_4.ckpt: No such"):
+        collect(cluster.sources, out=cluster.out)
+
+
+# What is good stays
+
+
 def test_a_good_set_survives_a_failed_replacement(cluster: Cluster) -> None:
     collect(cluster.sources, out=cluster.out)
-    good = (cluster.out / "checkpoint" / "rank_0" / cluster.file(0).name).read_bytes()
+    good = cluster.copy(0).read_bytes()
     cluster.save("1_4", {"w": whole("Float16", (64, 32), 9), "norm": MODEL["norm"]})
-    cluster.transports[1].on_get = lambda *_: _raise(HostUnreachable("gone", host="node1"))
+    cluster.transports[1].on_stream = lambda *_: _raise(HostUnreachable("gone", host="node1"))
     with pytest.raises(HostUnreachable):
         collect(cluster.sources, out=cluster.out)
-    assert (cluster.out / "checkpoint" / "rank_0" / cluster.file(0).name).read_bytes() == good
+    assert cluster.copy(0).read_bytes() == good
     assert json.loads((cluster.out / "COMPLETE").read_text())["steps"] == ["1_4"]
 
 
-def test_a_damaged_copy_is_fetched_again(cluster: Cluster) -> None:
+def test_a_step_saved_anew_replaces_all_of_the_old_one(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    collect(cluster.sources, out=cluster.out, everything=True)
+    newer = {"w": whole("Float16", (64, 32), 9), "norm": MODEL["norm"]}
+    cluster.save("1_4", newer)
     collect(cluster.sources, out=cluster.out)
-    copy = cluster.out / "checkpoint" / "rank_2" / cluster.file(2).name
+    assert_collected(cluster, newer, "1_4", ranks=(0, 3))
+
+
+def test_a_damaged_copy_is_fetched_again_and_no_other(cluster: Cluster) -> None:
+    collect(cluster.sources, out=cluster.out)
+    copy = cluster.copy(2)
     copy.write_bytes(copy.read_bytes()[:-1] + b"?")
+    for transport in cluster.transports:
+        transport.sent.clear()
     collect(cluster.sources, out=cluster.out)
     assert_collected(cluster, MODEL, "1_4")
+    assert cluster.sent() == [(cluster.file(2).name, 0)]
+
+
+# Answers of hosts are not believed
 
 
 @pytest.mark.parametrize(
@@ -252,29 +273,55 @@ def test_an_answer_that_makes_no_sense(cluster: Cluster, stdout: bytes) -> None:
         collect(cluster.sources, out=cluster.out)
 
 
+class Said(NamedTuple):
+    """A stream of a command that says just this and ends."""
+
+    chunks: Sequence[bytes]
+    exit_status: int = 0
+    stderr: bytes = b""
+
+    def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]
+        return iter(self.chunks)
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+BEGIN = b"motd\nglm2-orch sends\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        (Said([]), HostNotReady, "did not send what was asked for: it ended with status 0"),
+        (Said([b"x" * 70_000]), HostNotReady, "login prints text without end"),
+        (Said([BEGIN, b"short"]), HostNotReady, "did not send what was asked for"),
+        (Said([BEGIN], 1, b"MemoryError"), HostNotReady, "asked for: MemoryError"),
+        (Said([BEGIN, b"x" * 60_000, b"no digest"]), HostNotReady, "digest"),
+        (Said([], 127, b"sh: not found"), HostNotReady, "cannot be run"),
+        (Said([BEGIN], 4, b'{"error":{"message":"x is gone"}}'), CheckpointError, "x is gone"),
+        (Said([BEGIN], 4, b'{"error":[]}'), HostNotReady, "asked for: {"),
+    ],
+)
+def test_a_sender_that_makes_no_sense(cluster: Cluster, said: Any, error: type, words: str) -> None:
+    def reply(_: Request, stream: Stream) -> Stream:
+        stream.close()
+        return said  # type: ignore[no-any-return]
+
+    cluster.transports[1].on_stream = reply
+    with pytest.raises(error, match=r"node1: .*") as caught:
+        collect(cluster.sources, out=cluster.out)
+    assert words in str(caught.value)
+    assert not (cluster.out / "COMPLETE").exists()
+
+
 def test_a_host_without_python(cluster: Cluster) -> None:
     cluster.transports[1].on_run = lambda argv: Completed(127, b"", b"not found")
     with pytest.raises(HostNotReady, match=r"node1: .* cannot be run"):
         collect(cluster.sources, out=cluster.out)
 
 
-def test_an_unreachable_host_whose_slices_others_hold(cluster: Cluster) -> None:
-    cluster.transports[1].on_run = lambda argv: _raise(HostUnreachable("no route", host="node1"))
-    report = collect(cluster.sources, out=cluster.out)
-    assert report.ranks == (0, 1)
-    assert "node1: no route" in report.notes
-
-
-def test_a_whole_set_is_not_replaced_by_half_of_it(cluster: Cluster) -> None:
-    collect(cluster.sources, out=cluster.out)
-    cluster.transports[1].on_run = lambda argv: _raise(HostUnreachable("no route", host="node1"))
-    report = collect(cluster.sources, out=cluster.out)
-    assert (report.ranks, report.fetched) == ((0, 1, 2, 3), 0)
-    assert_collected(cluster, MODEL, "1_4")
-
-
-def test_an_unreachable_host_is_the_cause_when_its_slices_are_needed(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, ONE_COPY)
+def test_an_unreachable_host_is_the_cause_when_its_slices_are_needed(cluster: Cluster) -> None:
     cluster.transports[1].on_run = lambda argv: _raise(HostUnreachable("no route", host="node1"))
     with pytest.raises(HostUnreachable):
         collect(cluster.sources, out=cluster.out)
@@ -287,14 +334,132 @@ def test_ranks_beyond_the_strategy_need_no_checkpoint(cluster: Cluster) -> None:
 
 
 def test_two_collectors_do_not_share_a_folder(cluster: Cluster) -> None:
-    def second(path: str, dest: Path, offset: int) -> Optional[int]:
+    def second(_: Request, stream: Stream) -> Stream:
         with pytest.raises(Busy):
             collect(cluster.sources, out=cluster.out)
-        return None
+        return stream
 
-    cluster.transports[0].on_get = second
+    cluster.transports[0].on_stream = second
     collect(cluster.sources, out=cluster.out)
 
 
-def _raise(error: OrchError) -> Completed:
+# Another way for the bytes
+
+
+def test_a_way_that_is_barred_is_left_for_the_other(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    def barred(argv: Sequence[str]) -> Stream:
+        raise HostUnreachable("ssh: permission denied", host="node0")
+
+    own = cluster.transports[0].stream
+    sources = [replace(cluster.sources[0], streams=(barred, own)), cluster.sources[1]]
+    collect(sources, out=cluster.out)
+    assert_collected(cluster, MODEL, "1_4")
+    assert "ssh: permission denied; trying without the system's ssh" in caplog.text
+
+    shutil.rmtree(cluster.out)
+    with pytest.raises(HostUnreachable, match="permission denied"):
+        collect([replace(sources[0], streams=(barred,)), sources[1]], out=cluster.out)
+
+
+def test_a_limit_on_the_rate_holds_over_all_hosts(cluster: Cluster) -> None:
+    now = [0.0]
+    pace = Pace(1000, clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    report = collect(cluster.sources, out=cluster.out, pace=pace)
+    assert now[0] >= report.nbytes / 1000 - 0.5
+
+
+# Room, and what is kept
+
+
+def test_no_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(cluster.file(rank).stat().st_size for rank in range(4))
+    usage = shutil.disk_usage(cluster.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+    with pytest.raises(CheckpointError, match=f"has {size - 1} bytes free, .* needs {size}$"):
+        collect(cluster.sources, out=cluster.out)
+    assert cluster.sent() == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * size - 1))
+    with pytest.raises(CheckpointError, match=r"and the merged file about") as caught:
+        collect(cluster.sources, out=cluster.out, with_merge=True)
+    assert "--stream" in caught.value.hint
+    collect(cluster.sources, out=cluster.out)
+
+
+def test_the_last_steps_are_kept(cluster: Cluster) -> None:
+    for step in ("1_4", "1_10", "2_2", "1_30"):
+        cluster.save(step, MODEL)
+        collect(cluster.sources, out=cluster.out, step=step)
+    stray = cluster.out / "checkpoint" / "rank_0" / "mine.ckpt"
+    stray.write_bytes(b"mine")
+    report = collect(cluster.sources, out=cluster.out, step="1_30", keep=2)
+    assert report.removed == ("1_4", "1_10")
+    assert json.loads((cluster.out / "COMPLETE").read_text())["steps"] == ["1_30", "2_2"]
+    assert list(json.loads((cluster.out / "manifest.json").read_text())["steps"]) == ["2_2", "1_30"]
+    found = {path.name for path in (cluster.out / "checkpoint" / "rank_0").iterdir()}
+    assert found == {"glm2_rank_0-2_2.ckpt", "glm2_rank_0-1_30.ckpt", "mine.ckpt"}
+    # An old step that was just collected is one of those that stay.
+    assert collect(cluster.sources, out=cluster.out, step="1_4", keep=1).removed == ("1_30", "2_2")
+    assert_collected(cluster, MODEL, "1_4")
+
+
+# A shared file system
+
+
+def shared(cluster: Cluster) -> List[Source]:
+    return [replace(source, shared_dir=source.run_dir) for source in cluster.sources]
+
+
+def test_files_on_a_shared_file_system_are_linked(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = collect(shared(cluster), out=cluster.out)
+    assert (report.fetched, cluster.sent()) == (4, [])
+    assert cluster.copy(0).samefile(cluster.file(0))
+    assert_collected(cluster, MODEL, "1_4")
+    assert collect(shared(cluster), out=cluster.out).fetched == 0
+
+    def other_disk(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    shutil.rmtree(cluster.out)
+    monkeypatch.setattr(os, "link", other_disk)
+    collect(shared(cluster), out=cluster.out)
+    assert cluster.copy(3).is_symlink()
+    assert_collected(cluster, MODEL, "1_4")
+    collect(cluster.sources, out=cluster.root / "copied")
+    assert len(cluster.sent()) == 4
+
+
+def test_a_linked_file_that_changes_is_noticed(cluster: Cluster) -> None:
+    collect(shared(cluster), out=cluster.out)
+    cluster.file(1).write_bytes(cluster.file(1).read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"rank 1, .* as collected, found other content"):
+        merge(cluster.out / "checkpoint", cluster.out / "strategy", cluster.root / "m.ckpt")
+
+
+def test_a_shared_folder_that_is_not_there(cluster: Cluster) -> None:
+    first, second = cluster.sources
+    lost = replace(first, shared_dir=str(cluster.root / "elsewhere"))
+    with pytest.raises(CheckpointError, match=r"node0: the host has .*cannot be read here") as e:
+        collect([lost, second], out=cluster.out)
+    assert "shared_workdir" in e.value.hint
+
+
+def test_a_shared_folder_that_is_another(cluster: Cluster, tmp_path: Path) -> None:
+    other = Cluster(tmp_path / "other", ONE_COPY)
+    os.utime(other.file(0), ns=(1, 1))
+    first, second = cluster.sources
+    with pytest.raises(CheckpointError, match=r"is not the file that the host has"):
+        collect([replace(first, shared_dir=str(other.host(0))), second], out=cluster.out)
+    for rank in (0, 1):
+        changed = cluster.file(rank).stat().st_mtime_ns
+        change_a_bit(other.file(rank), -1)
+        os.utime(other.file(rank), ns=(changed, changed))
+    with pytest.raises(CheckpointError, match=r"rank 0, .*as the host says, found"):
+        collect([replace(first, shared_dir=str(other.host(0))), second], out=cluster.out)
+
+
+def _raise(error: OrchError) -> Any:
     raise error

@@ -1,0 +1,88 @@
+"""Sends parts of a run's checkpoint files on standard output, each with its SHA-256.
+
+    python3 -c BOOT PROGRAM REQUEST     both zlib in base64, so that nothing is left on the host
+
+REQUEST: ``{"folder","parts":[{"file","size","mtime_ns","skip","ranges":[[offset,length],…]}]}``,
+``file`` relative to ``folder``. Answer: the line ``glm2-orch sends``, then for each part the bytes
+of its ranges, without the first ``skip`` of them, and the line ``{"sha256"}``: the digest of all
+ranges, those skipped too. Each byte is read once.
+
+A file that is not as the request says, or cannot be read, ends the answer: status 4, and one line
+``{"error":{"code","message","hint"}}`` on standard error. Standard library, Python 3.7 and newer.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sys
+import zlib
+from typing import Any, Dict
+
+CHUNK = 1 << 18  # what stays in a core's cache until it is hashed and sent
+BEGIN = b"glm2-orch sends\n"
+
+
+class SendError(Exception):
+    """The file is not what was asked for; the message says how."""
+
+
+def main() -> int:
+    request = json.loads(zlib.decompress(base64.b64decode(sys.argv[2])).decode("utf-8"))
+    try:
+        _write(BEGIN)
+        for part in request["parts"]:
+            digest = send(request["folder"], part)
+            _write(json.dumps({"sha256": digest}).encode("ascii") + b"\n")
+    except SendError as error:
+        answer = {"error": {"code": "send", "message": str(error), "hint": "collect again"}}
+        sys.stderr.write(json.dumps(answer) + "\n")
+        return 4
+    except BrokenPipeError:
+        return 1  # nobody listens any more
+    return 0
+
+
+def send(folder: str, part: Dict[str, Any]) -> str:
+    """Write the ranges of one part; the digest of them all."""
+    path = os.path.join(folder, part["file"])
+    sha256 = hashlib.sha256()
+    skip = part["skip"]
+    try:
+        with open(path, "rb", buffering=0) as file:
+            _check_unchanged(path, file.fileno(), part)
+            for offset, length in part["ranges"]:
+                file.seek(offset)
+                while length:
+                    data = file.read(min(CHUNK, length))
+                    if not data:
+                        raise SendError("%s shrank while it was sent" % path)
+                    length -= len(data)
+                    sha256.update(data)
+                    skipped = min(skip, len(data))
+                    skip -= skipped
+                    _write(data[skipped:] if skipped else data)
+            _check_unchanged(path, file.fileno(), part)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SendError("cannot read %s: %s" % (path, error.strerror)) from None
+    return sha256.hexdigest()
+
+
+def _check_unchanged(path: str, descriptor: int, part: Dict[str, Any]) -> None:
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != (part["size"], part["mtime_ns"]):
+        raise SendError("%s has changed since it was listed" % path)
+
+
+def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
