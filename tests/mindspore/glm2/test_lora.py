@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Dict, List
 
@@ -12,13 +14,16 @@ import pytest
 from mindspore import ParameterTuple, Tensor, ops
 
 from glm2.adapters import DOWN, UP, adapter_shapes, is_adapter
-from glm2.checkpoint import load_weights
+from glm2.build import build_model
+from glm2.checkpoint import load_weights, read_parameters, read_weights
 from glm2.config import LoraConfig, ModelConfig
 from glm2.errors import CheckpointError, ConfigError
 from glm2.lora import add_adapters, load_adapted, merge
 from glm2.model import Glm2, next_token_loss
-from glm2.weights import weight_shapes
+from glm2.settings import find_config, load_settings
+from glm2.weights import PROGRESS_NAMES, weight_shapes
 from tests.mindspore.glm2.reference import forward, random_weights
+from tests.mindspore.glm2.worker import TRAINING, Workers, metrics, steps
 
 LORA = LoraConfig(lora_rank=3, lora_alpha=6.0, lora_dropout=0.0)
 CONFIG = ModelConfig(
@@ -223,3 +228,94 @@ class TestLoading:
         del found["transformer.output_layer.weight"]
         with pytest.raises(CheckpointError, match=r"missing transformer\.output_layer\.weight"):
             load_adapted(adapted(fresh=True), save(tmp_path / "a.ckpt", found), "")
+
+
+class TestCommandLine:
+    """Training on a base that was trained before, and answers with what it leaves."""
+
+    BASE = "output/checkpoint/rank_0/glm2-tiny_rank_0-2_6.ckpt"
+    PET = ("--set", "model.model_config.pet_config.pet_type=lora")
+    FILE = "output/checkpoint/rank_0/glm2-tiny_rank_0-1_6.ckpt"
+    QUESTION = r"[Round 1]\n\n问：类型#裙\n\n答："
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(
+        cls, workers: Workers, alone: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Path:
+        """Folder of a finished LoRA training whose checkpoints hold the adapters alone."""
+        folder = tmp_path_factory.mktemp("lora")
+        worker = workers.start(
+            folder, *TRAINING, *cls.PET, "--load_checkpoint", str(alone / cls.BASE),
+            "--set", "runner_config.epochs=1", "--set", "callbacks.1.save_checkpoint_steps=0",
+            "--set", "parallel.strategy_ckpt_config.only_trainable_params=True",
+            "--set", "recompute_config.recompute=True",
+        )  # fmt: skip
+        assert worker.wait(timeout=120) == 0, (folder / "rank_0.log").read_text()
+        return folder
+
+    def base(self, alone: Path) -> Arrays:
+        weights = read_weights(alone / self.BASE)
+        return {name: value.asnumpy() for name, value in weights.items()}
+
+    def test_only_adapters_are_saved_with_their_state(self, trained: Path) -> None:
+        config = load_settings(find_config("tiny_cpu"), [self.PET[1]]).model
+        adapters = adapter_shapes(config)
+        saved = read_parameters(trained / self.FILE)
+        state = {f"adam_{moment}.{name}" for moment in "mv" for name in adapters}
+        assert set(saved) == {*adapters, *state, *PROGRESS_NAMES}
+        assert all(np.any(saved[name].asnumpy()) for name in adapters), "they have learned"
+        losses = [line["loss"] for line in steps(trained)]
+        assert losses[-1] < losses[0]
+        strategy = ms.build_searched_strategy(
+            str(trained / "output/strategy/ckpt_strategy_rank_0.ckpt")
+        )
+        assert set(strategy) == {*adapters, *state}
+
+    def test_predict_takes_base_and_adapters_or_merged_weights(
+        self, workers: Workers, alone: Path, trained: Path, tmp_path: Path
+    ) -> None:
+        answers = []
+        found = {k: v.asnumpy() for k, v in read_weights(trained / self.FILE).items()}
+        whole = merged({**self.base(alone), **found}, 32 / 8)
+        weights = {k: v.astype(np.float32) for k, v in whole.items()}
+        file = save(tmp_path / "merged.ckpt", weights)
+        base = f"model.model_config.checkpoint_name_or_path={alone / self.BASE}"
+        for name, words in (
+            ("both", ("--load_checkpoint", str(trained / self.FILE), *self.PET, "--set", base)),
+            ("merged", ("--load_checkpoint", str(file))),
+        ):
+            folder = tmp_path / name
+            folder.mkdir()
+            worker = workers.start(
+                folder, "--config", "tiny_cpu", "--run_mode", "predict", "--output_dir", "output",
+                "--predict_data", self.QUESTION, *words,
+            )  # fmt: skip
+            assert worker.wait(timeout=120) == 0, (folder / "rank_0.log").read_text()
+            (result,) = [line["result"] for line in metrics(folder) if "result" in line]
+            answers.append(result["predictions"])
+        assert answers[0] == answers[1]
+
+    def test_the_controllers_merge_makes_the_same_weights(
+        self, alone: Path, trained: Path, tmp_path: Path
+    ) -> None:
+        settings = load_settings(
+            find_config("tiny_cpu"),
+            [
+                self.PET[1],
+                "run_mode=predict",
+                f"model.model_config.checkpoint_name_or_path={alone / self.BASE}",
+            ],
+        )
+        here = values(build_model(settings, trained / self.FILE))
+        command = [
+            sys.executable, "-m", "orchestrator.cli.main", "merge-ckpt", "--no-optimizer",
+            "--src_ckpt_dir", str(trained / self.FILE), "--lora_base", str(alone / self.BASE),
+            "--lora_alpha", "32", "--dst_ckpt_dir", str(tmp_path / "merged.ckpt"),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        there = read_weights(tmp_path / "merged.ckpt")
+        assert here.keys() == there.keys()
+        for name, value in here.items():
+            np.testing.assert_allclose(there[name].asnumpy(), value, atol=1e-7, err_msg=name)
