@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from glm2.config import ModelConfig
-from glm2.layers import Linear, float_type, rotate
+from glm2.layers import Linear, float_type, rotate, swapped_pairs
 
 # What a masked score becomes. Finite, so that a row with nothing to attend to (left padding)
 # gives a uniform softmax and not NaN.
@@ -40,6 +40,7 @@ class SelfAttention(nn.Cell):
             bias=config.add_qkv_bias,
         )
         self.dense = Linear(self.query_size, config.hidden_size, config)
+        self.swap = Tensor(swapped_pairs(self.channels))
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
 
@@ -51,26 +52,44 @@ class SelfAttention(nn.Cell):
     def extend(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        hidden: Tensor,
+        turn: Tuple[Tensor, Tensor],
+        mask: Tensor,
         slots: Tensor,
         keys: Parameter,
         values: Parameter,
     ) -> Tensor:
         """Write the T new tokens into the cache and attend to all of it.
 
-        ``keys`` and ``values`` [B·G·S, D] are updated in place; ``slots`` [B·G·T] are the
-        rows of the new tokens there; ``hidden`` [B, 1, 1, T, S].
+        The arithmetic of ``construct`` with few kernels: with T = 1, each of them costs as much
+        as the work it does. ``turn`` are the tables [B, T, 1, D] of ``whole_turns``; ``mask``
+        [B, 1, 1, T, S] is added to the scores; ``keys`` and ``values`` [B·G·S, D] are updated
+        in place; ``slots`` [B·G·T] are the rows of the new tokens there.
         """
-        query, key, value = self.project(x, cos, sin)
+        batch, length, _ = x.shape
+        pages, turned = batch * self.groups, self.query_size + self.kv_size
+        fused = self.query_key_value(x)  # [B, T, (N + 2G)·D]: queries | keys | values
+        both = fused[..., :turned].reshape((batch, length, -1, self.channels))
+        both = both * turn[0] + ops.gather(both, self.swap, 3) * turn[1]  # [B, T, N + G, D]
+        query = self.by_head(both[:, :, : self.heads]).reshape((pages, -1, self.channels))
+        key = self.by_head(both[:, :, self.heads :])
+        value = self.by_head(fused[..., turned:].reshape((batch, length, -1, self.channels)))
         key = ops.scatter_update(keys, slots, key.reshape((-1, self.channels)))
         value = ops.scatter_update(values, slots, value.reshape((-1, self.channels)))
-        pages = x.shape[0] * self.groups
         # [B·G·S, D] -> [B·G, S, D]
         key = key.reshape((pages, -1, self.channels))
         value = value.reshape((pages, -1, self.channels))
-        return self.attend(query, key, value, hidden)
+        scores = self.scores(query * self.query_scale, key).astype(ms.float32) * self.layer_scale
+        # [B·G, (N/G)·T, S] -> [B, G, N/G, T, S], as the mask is per row and token
+        scores = scores.reshape((batch, self.groups, -1, length, key.shape[1])) + mask
+        weights = ops.softmax(scores, -1).astype(self.dtype)
+        mixed = self.mix(weights.reshape((pages, -1, key.shape[1])), value)
+        # [B·G, (N/G)·T, D] -> [B, N, T, D] -> [B, T, N·D]
+        mixed = self.by_head(mixed.reshape((batch, self.heads, length, self.channels)))
+        return self.dense(mixed.reshape((batch, length, self.query_size)))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """[B, T, N, D] -> [B, N, T, D] or back; of a single token, nothing to be moved."""
+        return x if 1 in x.shape[1:3] else x.transpose(0, 2, 1, 3)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries [B·G, (N/G)·T, D], keys and values [B·G, T, D], the first two turned.

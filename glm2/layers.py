@@ -90,6 +90,24 @@ def rotary_table(positions: int, kv_channels: int) -> Tuple[np.ndarray, np.ndarr
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
+def whole_turns(cos: np.ndarray, sin: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Tables [positions, D] that turn a whole head as ``x · cos + x[swap] · sin``.
+
+    ``swap`` exchanges the two of each pair (see ``swapped_pairs``). The second half of the
+    head, which does not turn, has cosine 1 and sine 0. From the tables of ``rotary_table``.
+    """
+    signed = np.stack((-sin, sin), -1).reshape(len(sin), -1)  # [P, D/4, 2] -> [P, D/2]
+    return (
+        np.concatenate((np.repeat(cos, 2, -1), np.ones_like(signed)), -1),
+        np.concatenate((signed, np.zeros_like(signed)), -1),
+    )
+
+
+def swapped_pairs(kv_channels: int) -> np.ndarray:
+    """Channels of a head with the two of each pair exchanged: 1, 0, 3, 2, …; int32 [D]."""
+    return np.arange(kv_channels, dtype=np.int32).reshape(-1, 2)[:, ::-1].reshape(-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the interleaved pairs (2i, 2i+1) of the first half of each head.
 

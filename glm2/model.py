@@ -12,9 +12,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
-from glm2.attention import SelfAttention
+from glm2.attention import MASKED, SelfAttention
 from glm2.config import IGNORED_LABEL, ModelConfig
-from glm2.layers import MLP, Linear, RMSNorm, float_type, new_weight, rotary_table
+from glm2.layers import MLP, Linear, RMSNorm, float_type, new_weight, rotary_table, whole_turns
 
 
 class Glm2(nn.Cell):
@@ -41,7 +41,10 @@ class Transformer(nn.Cell):
         self.dtype = float_type(config.compute_dtype)
         cos, sin = rotary_table(config.seq_length, config.kv_channels)
         self.cos, self.sin = Tensor(cos).astype(self.dtype), Tensor(sin).astype(self.dtype)
-        length = config.seq_length
+        turn_cos, turn_sin = whole_turns(cos, sin)
+        self.turn_cos = Tensor(turn_cos).astype(self.dtype)
+        self.turn_sin = Tensor(turn_sin).astype(self.dtype)
+        self.positions = length = config.seq_length
         self.not_causal = Tensor(np.triu(np.ones((length, length), bool), 1))
         self.embedding = Embedding(config)
         self.encoder = Encoder(config)
@@ -63,14 +66,32 @@ class Transformer(nn.Cell):
         [B, T, 1, D/4] of the positions, which start at 0 behind the padding, and the mask
         [B, 1, 1, T, S], True where a token does not see.
         """
-        position = ops.maximum(slots.reshape((1, -1)) - padding.reshape((-1, 1)), 0)  # [B, T]
+        position, hidden = self.seen(slots, padding, last)
+        cos = ops.expand_dims(ops.gather(self.cos, position, 0), 2)  # [B, T, D/4] -> [B, T, 1, D/4]
+        sin = ops.expand_dims(ops.gather(self.sin, position, 0), 2)
+        return cos, sin, hidden
+
+    def place_cached(
+        self, slots: Tensor, padding: Tensor, last: Tensor
+    ) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
+        """The same for SelfAttention.extend, in the form that needs the fewest kernels a layer:
+        turns as of ``turns`` [B, T, 1, D], and the mask as float32 to be added to the scores.
+        """
+        position, hidden = self.seen(slots, padding, last)
+        cos = ops.expand_dims(ops.gather(self.turn_cos, position, 0), 2)
+        sin = ops.expand_dims(ops.gather(self.turn_sin, position, 0), 2)
+        return (cos, sin), hidden.astype(ms.float32) * MASKED
+
+    def seen(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor]:
+        """Positions [B, T] and the mask [B, 1, 1, T, S] of ``place``."""
+        position = slots.reshape((1, -1)) - padding.reshape((-1, 1))  # [B, T]
+        # Padding has no position. Columns may outnumber positions: see Generator.
+        position = ops.minimum(ops.maximum(position, 0), self.positions - 1)
         later = last.reshape((1, -1)) > slots.reshape((-1, 1))  # [T, S]
         padded = last.reshape((1, -1)) < padding.reshape((-1, 1))  # [B, S]
         hidden = ops.logical_or(ops.expand_dims(later, 0), ops.expand_dims(padded, 1))
         hidden = ops.expand_dims(ops.expand_dims(hidden, 1), 1)  # [B, T, S] -> [B, 1, 1, T, S]
-        cos = ops.expand_dims(ops.gather(self.cos, position, 0), 2)  # [B, T, D/4] -> [B, T, 1, D/4]
-        sin = ops.expand_dims(ops.gather(self.sin, position, 0), 2)
-        return cos, sin, hidden
+        return position, hidden
 
 
 class Embedding(nn.Cell):
@@ -108,16 +129,15 @@ class Encoder(nn.Cell):
     def extend(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        hidden: Tensor,
+        turn: Tuple[Tensor, Tensor],
+        mask: Tensor,
         slots: Tensor,
         keys: Tuple[Parameter, ...],
         values: Tuple[Parameter, ...],
     ) -> Tensor:
         """The same for new tokens [B, T, H] behind those in the cache; see SelfAttention."""
         for i in range(len(self.layers)):
-            x = self.layers[i].extend(x, cos, sin, hidden, slots, keys[i], values[i])
+            x = self.layers[i].extend(x, turn, mask, slots, keys[i], values[i])
         return self.final_layernorm(x) if self.has_final_norm else x
 
 
@@ -138,16 +158,15 @@ class Layer(nn.Cell):
     def extend(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        hidden: Tensor,
+        turn: Tuple[Tensor, Tensor],
+        mask: Tensor,
         slots: Tensor,
         keys: Parameter,
         values: Parameter,
     ) -> Tensor:
         """The same for new tokens behind those in the cache."""
         normed = self.input_layernorm(x)
-        x = x + self.self_attention.extend(normed, cos, sin, hidden, slots, keys, values)
+        x = x + self.self_attention.extend(normed, turn, mask, slots, keys, values)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

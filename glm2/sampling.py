@@ -33,6 +33,12 @@ class Sampling:
         if self.repetition_penalty <= 0:
             raise UsageError(f"repetition_penalty is {self.repetition_penalty}; above 0")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it is the most probable token, and nothing before it changes that."""
+        drawn = self.do_sample and self.top_k != 1
+        return not drawn and self.repetition_penalty == 1.0
+
     @classmethod
     def of(cls, config: ModelConfig, seed: int) -> Sampling:
         """The choice that a model configuration asks for."""

@@ -160,10 +160,10 @@ class TestGeneration:
 
     def test_what_does_not_fit_is_refused(self, network: Network) -> None:
         _, model, _ = network
-        with pytest.raises(UsageError, match=f"do not fit into seq_length {LENGTH}"):
-            Generator(model, batch=1, width=4, capacity=LENGTH + 1)
+        with pytest.raises(UsageError, match="prompts of 4 tokens and answers do not fit into 4"):
+            Generator(model, batch=1, width=4, capacity=4)
         generator = Generator(model, batch=1, width=3, capacity=LENGTH)
-        with pytest.raises(UsageError, match="give 1 to 1 prompts of at most 3 tokens"):
+        with pytest.raises(UsageError, match="a prompt has 4 tokens; there is room for 3"):
             generator.generate(self.PROMPTS[:1])
 
 

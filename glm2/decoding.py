@@ -1,0 +1,78 @@
+"""The forward passes of generation: static shapes, so that each graph is compiled once.
+
+Shapes: B rows, T new tokens a row, S columns of the cache, V vocabulary, G key/value groups,
+D channels of a head. Rows are padded on the left, so that all of them continue in one column.
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from glm2.layers import float_type
+from glm2.model import Glm2
+
+
+class CachedForward(nn.Cell):
+    """The next token after T more tokens, whose keys and values it keeps.
+
+    The same code is prefill (T = all columns of the prompts) and decode (T = 1). What a step
+    gives is what the next one takes, so that a step of greedy decoding is one call.
+    """
+
+    def __init__(self, model: Glm2, batch: int, capacity: int) -> None:
+        super().__init__(auto_prefix=False)
+        config = model.config
+        self.transformer = model.transformer
+        self.columns = Tensor(np.arange(capacity, dtype=np.int32))
+        # Row of the cache where each page (one row's group) begins: [B·G, 1].
+        pages = batch * config.groups
+        self.pages = Tensor((np.arange(pages, dtype=np.int32) * capacity).reshape(-1, 1))
+        shape, kind = (pages * capacity, config.kv_channels), float_type(config.compute_dtype)
+        self.keys = ParameterTuple(
+            [Parameter(ops.zeros(shape, kind), name=f"key_{i}") for i in range(config.num_layers)]
+        )
+        self.values = ParameterTuple(
+            [Parameter(ops.zeros(shape, kind), name=f"value_{i}") for i in range(config.num_layers)]
+        )
+
+    def construct(
+        self, ids: Tensor, start: Tensor, padding: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """``ids`` [B, T] stand in the columns from ``start`` (scalar) on; ``padding`` [B].
+
+        Gives the most probable next token of each row [B, 1], the logits [B, V] in float32, and
+        the column of the next token.
+        """
+        net = self.transformer
+        slots = self.columns[: ids.shape[1]] + start  # [T]
+        turn, mask = net.place_cached(slots, padding, self.columns)
+        rows = (self.pages + slots.reshape((1, -1))).reshape((-1,))  # [B·G·T]
+        x = net.encoder.extend(net.embedding(ids), turn, mask, rows, self.keys, self.values)
+        logits = net.output_layer(x[:, -1]).astype(ms.float32)
+        return _best(logits), logits, start + ids.shape[1]
+
+
+class WholeForward(nn.Cell):
+    """The token after column ``last``, computed from all columns anew."""
+
+    def __init__(self, model: Glm2, capacity: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.transformer = model.transformer
+        self.columns = Tensor(np.arange(capacity, dtype=np.int32))
+
+    def construct(self, ids: Tensor, last: Tensor, padding: Tensor) -> Tuple[Tensor, Tensor]:
+        """``ids`` [B, S], filled up to column ``last``; most probable token [B, 1], logits."""
+        net = self.transformer
+        cos, sin, hidden = net.place(self.columns, padding, self.columns)
+        x = net.encoder(net.embedding(ids), cos, sin, hidden)
+        logits = net.output_layer(ops.gather(x, last, 1)).astype(ms.float32)
+        return _best(logits), logits
+
+
+def _best(logits: Tensor) -> Tensor:
+    """The most probable token of each row: [B, V] -> [B, 1]."""
+    return ops.argmax(logits, -1, True).astype(ms.int32)
