@@ -25,6 +25,7 @@ from orchestrator.logs.ranks import format_ranks
 
 _TOGETHER_S = 60.0
 """The same error on other ranks within this time has the same cause."""
+_ECHO_S = 2.0
 _MOST_GROUPS = 8
 
 VANISHED = Signature(
@@ -105,6 +106,9 @@ class _Court:
         if not own:
             return None
         first = own[0]
+        peers = [s for s in self.free if s.finding.signature.may_follow]
+        if peers and _clearly_before(peers[0], first):
+            return None
         same = _same(first, own)
         reason = "it broke in the rank itself; the earliest such error"
         if len({s.process.name for s in own}) == 1:
@@ -206,7 +210,7 @@ class _Court:
     def completed(self, answer: Diagnosis) -> Diagnosis:
         """The answer with what is around it: evidence, ranks that we ended, silent ones, notes."""
         collateral = [p for p in self.case.processes if p.ended_by_us]
-        silent = [p.rank for p in self._silent() if p.rank is not None]
+        silent = [p.rank for p in self._silent() if p.rank is not None] if answer.found else []
         return replace(
             answer,
             evidence=tuple(self._evidence(answer)),
@@ -329,6 +333,11 @@ class _Court:
 
     def _several_hosts(self) -> bool:
         return len({p.host for p in self.case.processes}) > 1
+
+
+def _clearly_before(one: Seen, other: Seen) -> bool:
+    """An error that came so much earlier is no echo of the other."""
+    return one.time is not None and other.time is not None and one.time < other.time - _ECHO_S
 
 
 def _same(first: Seen, own: List[Seen]) -> List[Seen]:

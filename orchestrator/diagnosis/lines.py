@@ -33,12 +33,13 @@ _PREFIX = re.compile(
 _LEVEL = re.compile(
     r"\[(DEBUG|INFO|EVENT|TRACE|WARNING|ERROR|CRITICAL)\]|"
     r"[-|] (DEBUG|INFO|WARNING|ERROR|CRITICAL) +[-|]|"
-    r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b[: ]"
+    r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b[: ]|"
+    r":\d+: \w*(Warning): "  # as Python's warnings module writes
 )
 _PID = re.compile(r"\b[A-Z_]{2,20}\((\d+),|\[PID: ?(\d+)\]|\(PID:(\d+),")
 _RANK_ID = re.compile(r"\bRankID:(\d+)\)")
 
-_QUIET = ("DEBUG", "INFO", "EVENT", "TRACE", "WARNING")
+_QUIET = ("DEBUG", "INFO", "EVENT", "TRACE", "WARNING", "Warning")
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ def first_time(data: bytes) -> Optional[float]:
 
 def last_time(data: bytes) -> Optional[float]:
     """The last time in a piece of a log."""
-    found: Optional[float] = None
-    for match in _TIME_BYTES.finditer(data):
-        found = _seconds(*match.groups()) or found
-    return found
+    for match in reversed(list(_TIME_BYTES.finditer(data))):
+        seconds = _seconds(*match.groups())
+        if seconds is not None:
+            return seconds
+    return None
 
 
 def show_time(seconds: float) -> str:

@@ -2,15 +2,16 @@
 
 The first ``HEAD`` and last ``TAIL`` bytes of a log are read line by line. Of a longer one the
 middle is skimmed: blocks that hold no error mark are passed over, so that 96 logs of 100 MB take
-seconds. Of each kind of finding the first is kept and the rest counted: memory does not grow
-with the log. Of a line longer than ``_LONGEST`` only the beginning is looked at.
+seconds. Of each kind of finding the first is kept and the rest counted, the same message over
+and over without another look: neither memory nor time grow much with the log. Of a line longer
+than ``_LONGEST`` only the beginning is looked at.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator, List, Optional, Set, Tuple
 
@@ -25,6 +26,9 @@ TAIL = 8 << 20
 _BLOCK = 1 << 20
 _LONGEST = 4096
 _MOST_FINDINGS = 256
+_MOST_SHAPES = 4096
+_ENOUGH, _ENOUGH_UNKNOWN = 50, 1000
+"""Of lines that differ only in numbers so many are looked at; those of no signature longer."""
 _MOST_TEXT = 400
 _MARKS = (b"[ERROR]", b"[CRITICAL]", b"Traceback (most", b"EI00", b"EJ00", b"EL00", b"crimer rank")
 _STEP_MARKS = (b"step:[", b"loss:", b"loss ")
@@ -85,6 +89,18 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[Tuple[int, bytes]]:
         yield offset, rest
 
 
+_Key = Tuple[str, Optional[int], Named]
+
+
+@dataclass
+class _Repeated:
+    """Lines of one shape: how many, what the last that was looked at told, the last of all."""
+
+    seen: int = 0
+    key: Optional[_Key] = None
+    last: bytes = b""
+
+
 class _Reader:
     """Gathers the evidence of one log, block by block."""
 
@@ -96,7 +112,8 @@ class _Reader:
         self._first: Optional[float] = None
         self._last: Optional[float] = None
         self._step: Optional[float] = None
-        self._findings: Dict[Tuple[str, Optional[int], Named], Finding] = {}
+        self._findings: Dict[_Key, Finding] = {}
+        self._repeats: Dict[bytes, _Repeated] = {}
         self._pids: Set[int] = set()
         self._devices: Dict[Device, int] = {}
         self._world: Optional[int] = None
@@ -108,19 +125,22 @@ class _Reader:
         self._times(block)
 
     def read(self, block: bytes) -> None:
-        may_match = self._table.may_match
+        shape_of = self._table.shape
         start = 0
         for number, raw in enumerate(block.split(b"\n"), self._lines + 1):
             end = start + len(raw)
             if len(raw) > _LONGEST or b"\r" in raw:
                 raw = raw.rstrip(b"\r").rsplit(b"\r", 1)[-1][:_LONGEST]
-            if raw and may_match(raw):
-                self._line(raw, number, block, start)
+            shape = shape_of(raw)
+            if shape is not None and not self._repeated(shape, raw):
+                self._line(raw, number, block, start, shape)
             start = end + 1
         self._lines += block.count(b"\n")
         self._times(block)
 
     def evidence(self, size: int) -> LogEvidence:
+        for repeated in self._repeats.values():
+            self._count(repeated)
         return LogEvidence(
             file=self._name,
             size=size,
@@ -144,7 +164,31 @@ class _Reader:
         self._last = last_time(block[-16384:]) or self._last
         self._step = _last_step(block) or self._step
 
-    def _line(self, raw: bytes, number: int, block: bytes, start: int) -> None:
+    def _repeated(self, shape: bytes, raw: bytes) -> bool:
+        """Whether there were so many lines of this shape that this one is only counted."""
+        repeated = self._repeats.get(shape)
+        if repeated is None:
+            if len(self._repeats) >= _MOST_SHAPES:
+                return False
+            repeated = self._repeats[shape] = _Repeated()
+        repeated.seen += 1
+        if repeated.seen <= (_ENOUGH if repeated.key else _ENOUGH_UNKNOWN):
+            return False
+        repeated.last = raw
+        return True
+
+    def _count(self, repeated: _Repeated) -> None:
+        """Add the lines that were only counted to the finding of their shape."""
+        known = self._findings.get(repeated.key) if repeated.key else None
+        if known is not None and repeated.key is not None and repeated.last:
+            time = parse_line(repeated.last.decode("utf-8", "replace")).time
+            self._findings[repeated.key] = replace(
+                known,
+                count=known.count + repeated.seen - _ENOUGH,
+                last_time=known.last_time if time is None else time,
+            )
+
+    def _line(self, raw: bytes, number: int, block: bytes, start: int, shape: bytes) -> None:
         line = parse_line(raw.decode("utf-8", "replace"))
         if line.pid is not None and len(self._pids) < 64:
             self._pids.add(line.pid)
@@ -155,6 +199,8 @@ class _Reader:
         signature, match = found
         named = _named(match)
         key = (signature.id, line.rank, named)
+        if shape in self._repeats:
+            self._repeats[shape].key = key
         time = line.time if line.time is not None else self._time_near(block, start)
         known = self._findings.get(key)
         if known is not None:

@@ -67,7 +67,7 @@ def record(diagnosis: Diagnosis) -> Dict[str, Any]:
     """The diagnosis as JSON output shows it."""
     signature, finding = diagnosis.signature, diagnosis.finding
     first = diagnosis.who[0] if diagnosis.who else None
-    return {
+    fields = {
         "found": diagnosis.found,
         "headline": headline(diagnosis),
         "rule": diagnosis.rule or None,
@@ -91,6 +91,18 @@ def record(diagnosis: Diagnosis) -> Dict[str, Any]:
         "silent_ranks": list(diagnosis.silent),
         "notes": list(diagnosis.notes),
     }
+    return {name: _safe(value) for name, value in fields.items()}
+
+
+def _safe(value: Any) -> Any:
+    """Names of files, hosts and processes come from elsewhere too."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_safe(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _safe(item) for name, item in value.items()}
+    return value
 
 
 def _answer(diagnosis: Diagnosis) -> Iterable[tuple[str, str]]:

@@ -55,7 +55,7 @@ class SignatureTable:
     def __init__(self, signatures: Sequence[Signature]) -> None:
         self.signatures = tuple(signatures)
         patterns = [_shape_of_pattern(p.pattern) for s in self.signatures for p in s.patterns]
-        union = "|".join(f"(?:{pattern})" for pattern in [*patterns, _UNKNOWN_CODE_SHAPE])
+        union = "|".join(f"(?:{pattern})" for pattern in [*patterns, *_ALSO])
         self._any = re.compile(union)
         self._shapes: Dict[bytes, bool] = {}
 
@@ -77,11 +77,11 @@ class SignatureTable:
         match = None if quiet else _UNKNOWN_CODE.search(line)
         return None if match is None else (_unknown(match.group(1) or match.group(2)), match)
 
-    def may_match(self, line: bytes) -> bool:
-        """Whether ``line`` is worth a look: false only where no signature fits it.
+    def shape(self, line: bytes) -> Optional[bytes]:
+        """The shape of ``line`` (its digits are 0) where a signature may fit it, else None.
 
-        Log lines differ mostly in their numbers. So the answer is kept for the line's shape,
-        all digits 0, and a million progress lines cost one search.
+        Log lines differ mostly in their numbers. So the answer is kept for each shape, and a
+        million progress lines cost one search.
         """
         shape = line.translate(_DIGITS)
         known = self._shapes.get(shape)
@@ -90,7 +90,7 @@ class SignatureTable:
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
             self._shapes[shape] = known
-        return known
+        return shape if known else None
 
 
 def builtin_file() -> Path:
@@ -232,7 +232,10 @@ def _shape_of_pattern(text: str) -> str:
 _UNKNOWN_CODE = re.compile(
     r"^(E[A-Z0-9]\d{4}): |^\[PID: ?\d+\].{20,40}[\w ]+\((E[A-Z0-9]\d{4})\): "
 )
-_UNKNOWN_CODE_SHAPE = r"E[A-Z0-9]0000"
+_ALSO = (
+    "E[A-Z0-9]0000",  # codes that the table does not know
+    r"rankSize\[|rankNum is \[|RANK_SIZE=|Userrank\[",  # lines that tell of the job's ranks
+)
 
 
 def _unknown(code: str) -> Signature:
