@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm2.errors import ConfigError
+from glm2.errors import ConfigError, UsageError
 from glm2.tokenizer import SPECIAL_TOKENS, Tokenizer, build_prompt, pad_left
 
 REPOSITORY = Path(__file__).parents[3]
@@ -99,3 +100,58 @@ def test_ids_of_chatglm2_are_those_of_the_reference(real: Tokenizer) -> None:
 def test_a_prompt_of_chatglm2_survives(real: Tokenizer) -> None:
     prompt = build_prompt("类型#裤*版型#宽松", [("你好", "Hello, world")])
     assert real.decode(real.encode(prompt)) == prompt
+
+
+class TestCall:
+    """The tokenizer as a function, as in the guide."""
+
+    def test_one_text(self, tokenizer: Tokenizer) -> None:
+        ids = tokenizer.encode("黑色")
+        assert tokenizer("黑色") == {
+            "input_ids": ids,
+            "attention_mask": [1] * len(ids),
+            "position_ids": list(range(len(ids))),
+        }
+
+    def test_a_batch_is_padded_on_the_left(self, tokenizer: Tokenizer) -> None:
+        short, long = tokenizer.encode("黑"), tokenizer.encode("黑色的裙子很大气")
+        blank = len(long) - len(short)
+        found = tokenizer(["黑", "黑色的裙子很大气"], padding=True)
+        assert found["input_ids"] == [[0] * blank + short, long]
+        assert found["attention_mask"] == [[0] * blank + [1] * len(short), [1] * len(long)]
+        assert found["position_ids"][0] == [0] * blank + list(range(len(short)))
+
+    def test_without_padding_rows_keep_their_lengths(self, tokenizer: Tokenizer) -> None:
+        found = tokenizer(["黑", "黑色的裙子"])
+        assert found["input_ids"] == [tokenizer.encode("黑"), tokenizer.encode("黑色的裙子")]
+
+    def test_rows_are_cut_and_filled_to_a_length(self, tokenizer: Tokenizer) -> None:
+        found = tokenizer("黑色的裙子", truncation=True, max_length=3)
+        assert found["input_ids"] == tokenizer.encode("黑色的裙子")[:3]
+        filled = tokenizer("黑", padding="max_length", max_length=9)
+        assert filled["input_ids"] == pad_left([tokenizer.encode("黑")], 9, 0)[0]
+        assert len(filled["position_ids"]) == 9
+
+    def test_what_does_not_fit_is_refused(self, tokenizer: Tokenizer) -> None:
+        with pytest.raises(UsageError, match="need max_length"):
+            tokenizer("黑", truncation=True)
+        with pytest.raises(UsageError, match="max_length is 3"):
+            tokenizer("黑色的裙子", padding="max_length", max_length=3)
+
+
+def test_rows_are_decoded_to_a_list_of_texts(tokenizer: Tokenizer) -> None:
+    texts = ["黑色", "裙子👋"]
+    rows = tokenizer(texts, padding=True)["input_ids"]
+    assert tokenizer.decode(rows) == texts
+    assert tokenizer.decode(np.array(tokenizer.encode("黑色"))) == "黑色"
+    assert tokenizer.decode([]) == ""
+
+
+def test_bytes_without_a_character_are_marked(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("👋", special=False)[:-1]).endswith("\ufffd")
+
+
+def test_the_prompt_of_a_tokenizer_is_the_prompt(tokenizer: Tokenizer) -> None:
+    assert tokenizer.build_prompt("再见", [("你好", "您好")]) == build_prompt(
+        "再见", [("你好", "您好")]
+    )
