@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Dict, Mapping, Optional, Sequence
 
 from orchestrator.errors import PlanError
 from orchestrator.inventory import Host
+from orchestrator.planning.addresses import same_ip
 from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.ranktable import RankTable, host_table, merge
 from orchestrator.problems import Problems, shown
@@ -45,7 +45,7 @@ def _device_ips(
     for device in host.devices:
         live = facts.device_ips.get(device) if facts else None
         said = declared.get(device)
-        if said is not None and live is not None and not _same_ip(said, live):
+        if said is not None and live is not None and not same_ip(said, live):
             problems.add(
                 f"{host.name}: device {device} has IP {shown(live)}, but the inventory declares "
                 f"{shown(said)}",
@@ -64,10 +64,3 @@ def _device_ips(
             _ASKED if facts else _NOT_ASKED,
         )
     return ips
-
-
-def _same_ip(a: str, b: str) -> bool:
-    try:
-        return ip_address(a) == ip_address(b)
-    except ValueError:
-        return a == b

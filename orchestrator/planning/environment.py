@@ -6,13 +6,13 @@ what makes a rank that rank, which nobody may override.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
-from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 from orchestrator.errors import PlanError
 from orchestrator.inventory import Host
 from orchestrator.job import Job
+from orchestrator.planning.addresses import parse_ip
 from orchestrator.planning.facts import HostFacts
 from orchestrator.problems import shown
 
@@ -113,7 +113,7 @@ def find_scheduler(
         port = SCHEDULER_PORT if known is None or known.free_port is None else known.free_port
     if all(host.connection == "local" for host in hosts):
         return Scheduler("127.0.0.1", port, world_size)
-    address = next((a for a in (first.server_id, first.address) if _ip(a) is not None), None)
+    address = next((a for a in (first.server_id, first.address) if parse_ip(a)), None)
     if address is None:
         raise PlanError(
             f"MindSpore's scheduler needs an IP address, and {shown(first.address)} is none",
@@ -229,12 +229,5 @@ def _on_this_machine(host: Host) -> bool:
 
 
 def _loopback(address: str) -> bool:
-    ip = _ip(address)
+    ip = parse_ip(address)
     return address == "localhost" if ip is None else ip.is_loopback
-
-
-def _ip(text: str) -> Optional[Union[ipaddress.IPv4Address, ipaddress.IPv6Address]]:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None

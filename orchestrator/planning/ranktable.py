@@ -7,12 +7,12 @@ a server in the order of their ids.
 
 from __future__ import annotations
 
-import ipaddress
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from orchestrator.errors import RankTableError
+from orchestrator.planning.addresses import Address, parse_ip
 from orchestrator.problems import Problems, shown
 
 LONGEST_SERVER_ID = 64
@@ -130,9 +130,10 @@ def number(servers: Iterable[Server]) -> RankTable:
     rank = 0
     for server in servers:
         devices = tuple(
-            replace(device, rank_id=rank + i) for i, device in enumerate(server.devices)
+            Device(device.device_id, device.device_ip, rank + i, device.extra)
+            for i, device in enumerate(server.devices)
         )
-        numbered.append(replace(server, devices=devices))
+        numbered.append(Server(server.server_id, devices, server.extra, server.origin))
         rank += len(devices)
     return RankTable(tuple(numbered))
 
@@ -148,7 +149,7 @@ def _check_server(server: Server, problems: Problems) -> None:
     if not server.devices:
         problems.add(f"{server.origin} has no device", None, "name its devices, e.g. [0,8)")
     for device in server.devices:
-        if device.device_ip is not None and not all(map(_is_ip, device.device_ip.split(","))):
+        if device.device_ip is not None and None in _addresses(device):
             problems.add(
                 f"device_ip {shown(device.device_ip)} of device {device.device_id} on "
                 f"{server.origin} is not an IP address",
@@ -175,12 +176,12 @@ def _check_together(servers: Sequence[Server], problems: Problems) -> None:
                 "see `glm2-orch facts`, or declare `device_ips` in the inventory",
             )
         for device in server.devices:
-            texts = [] if device.device_ip is None else device.device_ip.split(",")
-            if not texts or not all(map(_is_ip, texts)):
+            addresses = [address for address in _addresses(device) if address is not None]
+            if not addresses:
                 continue
             me = f"device {device.device_id} of {server.origin}"
-            lengths.setdefault(len(texts), me)
-            for address in map(ipaddress.ip_address, texts):
+            lengths.setdefault(len(addresses), me)
+            for address in addresses:
                 other = owners.setdefault(str(address), me)
                 if other != me:
                     problems.add(
@@ -221,6 +222,11 @@ def _check_counts(servers: Sequence[Server], problems: Problems) -> None:
         )
 
 
+def _addresses(device: Device) -> List[Optional[Address]]:
+    """The addresses of a device, one or a comma list; None for what is none."""
+    return [] if device.device_ip is None else list(map(parse_ip, device.device_ip.split(",")))
+
+
 def _difference(a: Server, b: Server) -> str:
     """In what two descriptions of one server differ, apart from the numbers of its ranks."""
     if [(d.device_id, d.device_ip) for d in a.devices] != [
@@ -239,14 +245,6 @@ _RESERVED = {"host_nic_ip": "reserve"}
 
 def _further(server: Server) -> Dict[str, str]:
     return {**_RESERVED, **dict(server.extra)}
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _server_text(server: Server) -> str:

@@ -208,6 +208,8 @@ def convert(checked: CheckedTable, form: str, order: Optional[str] = None) -> st
     if form == V1_2:
         return to_1_2(checked)
     table = usable(checked, order)
+    if checked.form == V1_2:  # what a server of a super pod may have, a 910 server may not
+        proven(table, checked.name)
     if form == V1_0:
         return table.to_json()
     return to_lab(table) if form == LAB_FORM else to_group_list(table)

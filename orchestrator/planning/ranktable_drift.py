@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Dict, Mapping, Optional, Sequence
 
 from orchestrator.inventory import Host
+from orchestrator.planning.addresses import same_ip
 from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.ranktable_forms import TableFile
 from orchestrator.planning.ranktable_rules import Findings
@@ -58,12 +58,5 @@ def check_drift(
 
 
 def _lists(device_ip: str, reported: str) -> bool:
-    """Whether ``device_ip``, an address or a comma list, names the address in any spelling."""
-    return _plain(reported) in map(_plain, device_ip.split(","))
-
-
-def _plain(text: str) -> str:
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        return text
+    """Whether ``device_ip``, an address or a comma list, names the one that is reported."""
+    return any(same_ip(text, reported) for text in device_ip.split(","))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-import ipaddress
 import json
 import re
 from dataclasses import dataclass
 from typing import FrozenSet, Optional, Set, Tuple
 
+from orchestrator.planning.addresses import parse_ip
 from orchestrator.planning.json_positions import Array, Object, Scalar, Value
 from orchestrator.planning.ranktable_rules import Findings
 from orchestrator.problems import shown
@@ -147,7 +147,7 @@ class Fields:
         for key in _IPS:
             if key in holder.members:
                 text, at = self.text(holder, key, required=False)
-                if text is not None and not _is_ip(text):
+                if text is not None and parse_ip(text) is None:
                     self.findings.add("RT061", f"`{key}` {shown(text)} is not an IP address", at)
 
     def extra(self, holder: Object, known: Set[str]) -> Tuple[Tuple[str, str], ...]:
@@ -172,12 +172,3 @@ class Fields:
 def _meant(key: str, known: FrozenSet[str]) -> Optional[str]:
     close = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.8)
     return close[0] if close else None
-
-
-def _is_ip(text: str) -> bool:
-    """Whether ``text`` is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

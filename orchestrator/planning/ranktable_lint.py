@@ -7,13 +7,13 @@ ranks. All rules are in ``ranktable_rules``.
 from __future__ import annotations
 
 import codecs
-import ipaddress
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from orchestrator.inventory import FOURS_OF_910, Host
+from orchestrator.planning.addresses import Address, parse_ip
 from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.json_positions import Reading
 from orchestrator.planning.ranktable import LONGEST_SERVER_ID, rank_order
@@ -28,8 +28,6 @@ from orchestrator.planning.ranktable_forms import (
 )
 from orchestrator.planning.ranktable_rules import Finding, Findings
 from orchestrator.problems import shown
-
-Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
 @dataclass(frozen=True)
@@ -240,9 +238,8 @@ def _check_ips(table: TableFile, findings: Findings) -> None:
 
 
 def _address(text: str, device: DeviceEntry, findings: Findings) -> Optional[Address]:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+    address = parse_ip(text)
+    if address is None:
         why = "is not an IP address"
         if not text:
             why = "is empty"

@@ -194,6 +194,15 @@ def places(value: Any) -> List[Any]:
     return [*((value, key) for key in keys), *(place for item in inside for place in places(item))]
 
 
+def test_devices_that_only_a_super_pod_has_are_not_converted_in_silence():
+    content = content_of(version="1.2")
+    content["server_list"][0]["device"][1]["device_id"] = "9"
+    assert checked(content).errors == 0
+    for form in ("1.0", "lab", "group_list"):
+        with pytest.raises(RankTableError, match="RT040 `device_id` 9 does not exist"):
+            convert(checked(content), form)
+
+
 def test_further_keys_are_kept():
     content = content_of(1, 1)
     content["server_list"][0].update(host_ip="10.1.1.1", container_ip="10.2.2.2")
