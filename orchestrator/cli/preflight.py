@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"OK": "green", "SKIP": "dim", "WARN": "yellow", "CRIT": "bold red"}
 _SHOWN_ROWS = 200
+_NAMED = 6
 
 
 def list_checks(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -65,8 +66,9 @@ def preflight(
 ) -> None:
     """Check every host, device and link before a job is started.
 
-    Nothing is left on the hosts. The exit status is 0 when all is well or there are warnings only,
-    4 when something is critical, 5 when hosts cannot be reached and nothing else is.
+    Nothing is left on the hosts. Spares are checked with --limit spares. The exit status is 0 when
+    all is well or there are warnings only, 4 when something is critical, 5 when that is nothing
+    but hosts that cannot be reached.
     """
     from orchestrator.cli import request as requests
     from orchestrator.cli.progress import steps_shown
@@ -109,7 +111,8 @@ def print_findings(findings: Sequence[Finding], hosts: Sequence[Host], took: flo
     if good:
         line("OK", ", ".join(good))
     for reason, names in skipped(findings):
-        line("SKIP", f"{', '.join(names)}: {reason}")
+        what = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} checks"
+        line("SKIP", f"{what}: {reason}")
     shown = rows(findings)
     for row in shown[-_SHOWN_ROWS:]:
         where = f"{row.places}: " if row.places else ""

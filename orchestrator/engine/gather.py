@@ -11,8 +11,8 @@ from orchestrator.engine.supervisor import last_object
 from orchestrator.errors import HostNotReady, OrchError, one_error
 from orchestrator.inventory import Host
 from orchestrator.planning.facts import HostFacts
-from orchestrator.preflight.findings import as_errors
 from orchestrator.preflight.room import essential_findings
+from orchestrator.preflight.summary import as_errors
 from orchestrator.transport.base import Completed, Transport
 
 Progress = Callable[[str], None]
@@ -66,11 +66,12 @@ def check_ready(
     hosts: Sequence[Host], facts: Mapping[str, HostFacts], *, needs_mindspore: bool
 ) -> None:
     """Raise HostNotReady (or HostErrors) for hosts on which the job cannot even begin."""
-    errors = as_errors(
+    findings = [
         finding
         for host in hosts
         for finding in essential_findings(host, facts[host.name], mindspore=needs_mindspore)
-    )
+    ]
+    errors = as_errors(findings)
     if errors:
         raise one_error(f"{len(errors)} problems on the hosts", errors)
 

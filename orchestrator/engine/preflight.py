@@ -24,12 +24,13 @@ from orchestrator.planning.environment import SCHEDULER_PORT
 from orchestrator.planning.facts import HostFacts
 from orchestrator.preflight.catalogue import ANSWERS, REACHABLE
 from orchestrator.preflight.checks import judge
-from orchestrator.preflight.findings import ASCEND, Finding, as_errors
+from orchestrator.preflight.findings import ASCEND, Finding
 from orchestrator.preflight.hccn_tool import Ping
 from orchestrator.preflight.needs import Needs, cluster_address, needs_of
 from orchestrator.preflight.network import known_addresses
 from orchestrator.preflight.pings import PlannedPing, choose
 from orchestrator.preflight.report import HostReport, parse_answers, parse_report
+from orchestrator.preflight.summary import as_errors
 from orchestrator.preflight.survey import Exchange, PingResult, Survey
 from orchestrator.preflight.tools import NotUnderstood, Unanswered
 from orchestrator.transport.base import Transport

@@ -34,7 +34,6 @@ AT_ONCE = 8
 _SAMPLES = 64
 _SAMPLE_BYTES = 1 << 20
 _MOST_FILES = 2000
-_LISTENS = "0A"
 _TOOL_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin")
 _ABOUT_NIC = ("ip", "link", "net_health", "gateway", "netdetect", "tls")
 
@@ -151,7 +150,7 @@ def _is_free(address: str, port: int) -> bool:
 
 
 def _holder(port: int) -> Optional[Dict[str, Any]]:
-    """The process that listens at the port, as far as this user may see it."""
+    """A process that has the port, listening or by a connection, as far as this user may see."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -160,7 +159,7 @@ def _holder(port: int) -> Optional[Dict[str, Any]]:
         except OSError:
             continue
         for row in rows:
-            if int(row[1].rpartition(":")[2], 16) == port and row[3] == _LISTENS:
+            if int(row[1].rpartition(":")[2], 16) == port:
                 inodes.add(f"socket:[{row[9]}]")
     for pid in _pids() if inodes else ():
         if not inodes.isdisjoint(_open_files(pid)):

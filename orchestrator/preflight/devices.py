@@ -38,7 +38,8 @@ def tool_findings(host: Host, report: HostReport) -> Iterator[Finding]:
         said = answer.said
         if isinstance(said, Unanswered) and not said.missing:
             bad = True
-            yield TOOLS.bad(CRIT, f"`{said.command}`: {said.why}", host.name, answer.device)
+            command = _of_any_device(said.command, answer.device)
+            yield TOOLS.bad(CRIT, f"`{command}`: {said.why}", host.name, answer.device)
         elif isinstance(said, NotUnderstood):
             yield not_understood(said, host.name, answer.device)
     if not bad:
@@ -50,9 +51,10 @@ def tool_findings(host: Host, report: HostReport) -> Iterator[Finding]:
 def not_understood(said: NotUnderstood, host: str, device: Optional[int]) -> Finding:
     """The WARN for an output that no parser knows, with the raw text."""
     text = shown(said.text.strip(), 160)
+    command = _of_any_device(said.command, device)
     return UNDERSTOOD.bad(
         WARN,
-        f"`{said.command}` is not understood ({said.why}); it printed {text}",
+        f"`{command}` is not understood ({said.why}); it printed {text}",
         host,
         device,
         remedy=f"ssh {host} {said.command}; read it yourself, and report its output to us",
@@ -158,6 +160,11 @@ def _memory(host: Host, npu: Npu) -> Iterator[Finding]:
         return
     status = CRIT if share > HELD_CRIT else WARN
     yield NPU_MEMORY.bad(status, f"{evidence}, by no process seen", host.name, npu.device)
+
+
+def _of_any_device(command: str, device: Optional[int]) -> str:
+    """The command with N for the device, so that what all devices say is the same."""
+    return command.replace(f" -i {device}", " -i N")
 
 
 def _missing(said: Union[object, Unanswered]) -> bool:

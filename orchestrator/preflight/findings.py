@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, List, Optional, Sequence
 
-from orchestrator.errors import HostNotReady, OrchError
-
 OK = "OK"
 WARN = "WARN"
 CRIT = "CRIT"
@@ -85,27 +83,16 @@ def warnings(findings: Iterable[Finding]) -> List[Finding]:
 
 def bad_hosts(findings: Iterable[Finding]) -> Dict[str, str]:
     """Hosts that should be left out of a job, and why: CRIT findings for which the host or its
-    network is to blame. A missing dataset or somebody's process does not make a host bad."""
+    network is to blame. A missing dataset or somebody's process does not make a host bad, and of
+    two hosts with one hostname neither is the bad one."""
     reasons: Dict[str, List[str]] = {}
     for finding in critical(findings):
-        if finding.host and finding.klass != USER:
+        if finding.host and finding.klass != USER and finding.check != "hostname":
             device = "" if finding.device is None else f" device {finding.device}"
             reason = f"{finding.check}{device}: {finding.evidence}"
             if reason not in reasons.setdefault(finding.host, []):
                 reasons[finding.host].append(reason)
     return {host: "; ".join(texts) for host, texts in reasons.items()}
-
-
-def as_errors(findings: Iterable[Finding]) -> List[OrchError]:
-    """A HostNotReady for each CRIT finding."""
-    return [
-        HostNotReady(
-            ("" if finding.device is None else f"device {finding.device}: ") + finding.evidence,
-            hint=finding.remedy,
-            host=finding.host,
-        )
-        for finding in critical(findings)
-    ]
 
 
 def exit_status(findings: Sequence[Finding]) -> int:

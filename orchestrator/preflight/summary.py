@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Dict, List, Sequence, Tuple
 
+from orchestrator.errors import HostNotReady, OrchError
 from orchestrator.preflight.catalogue import CHECKS
 from orchestrator.preflight.findings import CRIT, OK, SKIP, WARN, Finding
 
@@ -21,6 +22,8 @@ class Row:
     status: str
     places: str
     """``node7 device 3``, ``node7 devices 0-7``, ``12 hosts (a, b, c, …)``; empty: nobody's."""
+    host: str
+    """The host, when it is only one."""
     evidence: str
     remedy: str
     """Of the first place."""
@@ -35,8 +38,23 @@ def rows(findings: Sequence[Finding]) -> List[Row]:
             if finding.status == status:
                 alike[finding.check, finding.evidence].append(finding)
         for (check, evidence), group in alike.items():
-            found.append(Row(check, status, places(group), evidence, group[0].remedy))
+            hosts = {finding.host for finding in group}
+            host = hosts.pop() if len(hosts) == 1 else ""
+            found.append(Row(check, status, places(group), host, evidence, group[0].remedy))
     return found
+
+
+def as_errors(findings: Sequence[Finding]) -> List[OrchError]:
+    """A HostNotReady for each row that is critical."""
+    errors: List[OrchError] = []
+    for row in rows(findings):
+        if row.status == CRIT:
+            where = row.places[len(row.host) :].strip()
+            message = (
+                f"{row.check}: {where}: {row.evidence}" if where else f"{row.check}: {row.evidence}"
+            )
+            errors.append(HostNotReady(message, hint=row.remedy, host=row.host))
+    return errors
 
 
 def well(findings: Sequence[Finding]) -> List[str]:

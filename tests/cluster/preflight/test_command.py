@@ -131,7 +131,7 @@ def test_launch_stops_before_anything_is_sent(cli: Cli, cluster: Ascend) -> None
     assert done.status == 4, done.stderr
     lines = done.stderr.splitlines()
     assert f"warning: gateway: {bad.name} device 0: no gateway address is set" in lines
-    assert f"error: {bad.name}: device 4: health Alarm" in lines
+    assert f"error: {bad.name}: npu-health: device 4: health Alarm" in lines
     assert not cli.store.names()
     assert not (bad.home / "workdir/runs").exists()
 

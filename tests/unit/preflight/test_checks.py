@@ -116,6 +116,12 @@ def test_whom_to_keep_out() -> None:
     }
 
 
+def test_of_two_hosts_with_one_name_none_is_the_bad_one() -> None:
+    found = judge(survey(report(1), report(2, hostname="NODE1")))
+    assert bad_hosts(found) == {}
+    assert {f.host for f in found if f.status == "CRIT"} == {"node1", "node2"}
+
+
 # What must be the same
 
 

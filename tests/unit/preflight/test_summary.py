@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.preflight.catalogue import CANN, CHECKS, GATEWAY, LINK, PING, SCHEDULER_PORT
 from orchestrator.preflight.findings import CRIT, WARN
-from orchestrator.preflight.summary import page, places, rows, skipped, verdict, well
+from orchestrator.preflight.summary import as_errors, page, places, rows, skipped, verdict, well
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -27,6 +27,20 @@ def test_like_findings_are_one_row_and_the_worst_come_last() -> None:
     assert well(findings) == ["cann"]  # a link is down, so `link` is not well
     assert skipped(findings) == [("no port", ["scheduler-port", "ping"])]
     assert verdict(findings, 5) == "5 hosts: 1 critical, 1 warning, 1 check OK"
+
+
+def test_errors_of_a_launch() -> None:
+    findings = [
+        *(LINK.bad(CRIT, "DOWN", "n1", device) for device in (0, 1)),
+        *(CANN.bad(CRIT, "2 hosts differ", host) for host in ("n1", "n2")),
+        PING.bad(CRIT, "all lost"),
+        GATEWAY.bad(WARN, "none", "n1", 0),
+    ]
+    assert [(str(error), error.exit_status, bool(error.hint)) for error in as_errors(findings)] == [
+        ("n1: link: devices 0,1: DOWN", 4, True),
+        ("cann: 2 hosts (n1, n2): 2 hosts differ", 4, True),
+        ("ping: all lost", 4, True),
+    ]
 
 
 def test_places() -> None:
