@@ -1,6 +1,7 @@
 """The life of a launch, in numbered steps.
 
-1. Ask every host for its facts, all at once. Nothing is written anywhere yet.
+1. Ask every host for its facts and check it (``engine.preflight``), all at once. Nothing is
+   written anywhere yet.
 2. Plan. Pure; what is executed is exactly this plan.
 3. Open the run: its folder, plan, hosts and first journal entry on the controller.
 4. Send the files to every host, verified by checksum.

@@ -44,7 +44,7 @@ UNDERSTOOD = Check(
     "tool-output",
     HOST,
     "What the tools print is understood to the last line.",
-    "run the command there and read it yourself; report the output to us",
+    "run the command there and read it yourself; report the output as a bug of glm2-orch",
     warn="an output has a form that is not known; what it says counts for nothing",
     target=ASCEND,
 )

@@ -107,7 +107,7 @@ def hostname_findings(survey: Survey) -> Iterator[Finding]:
             yield HOSTNAME.ok(hostname, hosts[0])
             continue
         who = f"{', '.join(hosts[:_NAMED])}{', …' if len(hosts) > _NAMED else ''}"
-        evidence = f"{who} all call themselves {shown(hostname)}"
+        evidence = f"{shown(hostname)} is the hostname of {who}"
         if not hostname:
             evidence = "it has no hostname"
         for name in hosts:
