@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
 from glm2.config import ModelConfig
+from glm2.dataset_section import Dataset, read_dataset
 from glm2.errors import ConfigError
 from glm2.infer_section import Graphs, read_infer
 from glm2.model_section import read_model
-from glm2.yaml_source import Section, Source, read_yaml
+from glm2.yaml_source import Section, Source, known_type, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 RUN_MODES = ("train", "finetune", "eval", "predict")
@@ -33,28 +34,6 @@ class Device:
     """Most memory of an Ascend device, such as 30GB; empty: MindSpore's own default."""
     threads: int = 0
     """CPU threads of this process; 0: the cores of the machine shared among its ranks."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """``train_dataset`` or ``eval_dataset``."""
-
-    file: str
-    """AdvertiseGen rows, one JSON object a line; ``sample:train.json`` is the built-in sample."""
-    tokenizer: str
-    """The sentencepiece model; ``sample:tokenizer.model`` is the built-in one."""
-    shuffle: bool = False
-    max_source_length: int = 64
-    """Tokens of the prompt at most, with the two that begin it."""
-    max_target_length: int = 128
-    """Tokens of the answer at most, without the one that ends it."""
-    batch_size: int = 1
-    """Rows of each rank in a step."""
-    drop_remainder: bool = True
-    """Leave out the rows that do not fill the last batch of an epoch."""
-    learn_padding: bool = False
-    """``ignore_pad_token_for_loss: False``."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,10 +191,10 @@ def parse_settings(source: Source) -> Settings:
     runner.ignore("sink_mode", "sink_size", "initial_epoch")
     runner.close()
 
-    train = _dataset(top, "train_dataset", batch_size)
-    evaluation = _dataset(top, "eval_dataset", None)
+    train = read_dataset(top, "train_dataset", batch_size)
+    evaluation = read_dataset(top, "eval_dataset", None)
     wrapper = top.section("runner_wrapper")
-    _known_type(wrapper, "MFTrainOneStepCell", "MFTrainOneStepCell")
+    known_type(wrapper, "MFTrainOneStepCell", "MFTrainOneStepCell")
     scale = _loss_scale(wrapper.section("scale_sense"))
     clip = wrapper.take("use_clip_grad", bool, True)
     clip_norm = wrapper.take("max_grad_norm", float, 1.0)
@@ -285,54 +264,6 @@ _NO_EFFECT = (
 )  # fmt: skip
 
 
-def _dataset(top: Section, name: str, batch_size: Optional[int]) -> Optional[Dataset]:
-    task = top.section(f"{name}_task")
-    _known_type(task, "KeyWordGenDataset", "KeyWordGenDataset")
-    alias = task.section("dataset_config").left
-    task.close()
-    section = top.section(name)
-    if alias and alias != section.left:
-        raise task.error("dataset_config", f"differs from {name}", f"write it as *{name}")
-    if not section.left:
-        return None
-    loader = section.section("data_loader")
-    _known_type(loader, "ADGenDataLoader", "ADGenDataLoader")
-    file = loader.take("dataset_dir", str)
-    shuffle = loader.take("shuffle", bool, False)
-    if loader.take("version", int, 2) != 2:
-        raise loader.error("version", "must be 2", "version 1 is the row format of ChatGLM-6B")
-    if loader.take("origin_columns", list, ["content", "summary"]) != ["content", "summary"]:
-        raise loader.error("origin_columns", "must be [content, summary]")
-    loader.take("phase", str, "")
-    loader.close()
-    tokenizer = section.section("tokenizer")
-    _known_type(tokenizer, "ChatGLM2Tokenizer", "ChatGLM2Tokenizer")
-    vocabulary = tokenizer.take("vocab_file", str)
-    tokenizer.close()
-    if section.take("repeat", int, 1) != 1:
-        raise section.error("repeat", "must be 1", "use runner_config.epochs")
-    own_batch = section.take("batch_size", int, 1)
-    dataset = Dataset(
-        file=file,
-        tokenizer=vocabulary,
-        shuffle=shuffle,
-        max_source_length=section.take("max_source_length", int, 64),
-        max_target_length=section.take("max_target_length", int, 128),
-        # As in MindFormers, runner_config.batch_size comes first for training.
-        batch_size=own_batch if batch_size is None else batch_size,
-        drop_remainder=section.take("drop_remainder", bool, True),
-        learn_padding=not section.take("ignore_pad_token_for_loss", bool, True),
-        seed=section.take("seed", int, 0),
-    )
-    for key in ("max_source_length", "max_target_length", "batch_size"):
-        if getattr(dataset, key) < 1:
-            raise section.error(key, f"is {getattr(dataset, key)}; at least 1")
-    section.ignore("input_columns", "num_parallel_workers", "python_multiprocessing",
-                   "numa_enable", "prefetch_size")  # fmt: skip
-    section.close()
-    return dataset
-
-
 def _device(section: Section) -> Device:
     if section.take("mode", int, 0) != 0:
         raise section.error("mode", "must be 0", "glm2 runs in graph mode")
@@ -349,7 +280,7 @@ def _device(section: Section) -> Device:
 
 
 def _optimizer(section: Section, clip_norm: float) -> Optimizer:
-    _known_type(section, "AdamW", "AdamW", "FP32StateAdamWeightDecay", "FusedAdamWeightDecay")
+    known_type(section, "AdamW", "AdamW", "FP32StateAdamWeightDecay", "FusedAdamWeightDecay")
     optimizer = Optimizer(
         beta1=section.take("beta1", float, 0.9),
         beta2=section.take("beta2", float, 0.95),
@@ -362,7 +293,7 @@ def _optimizer(section: Section, clip_norm: float) -> Optimizer:
 
 
 def _schedule(section: Section) -> Schedule:
-    _known_type(section, "polynomial", "polynomial", "PolynomialWithWarmUpLR")
+    known_type(section, "polynomial", "polynomial", "PolynomialWithWarmUpLR")
     schedule = Schedule(
         learning_rate=section.take("learning_rate", float, 5e-5),
         end=section.take("lr_end", float, 1e-6),
@@ -375,7 +306,7 @@ def _schedule(section: Section) -> Schedule:
 
 
 def _loss_scale(section: Section) -> LossScale:
-    _known_type(section, "DynamicLossScaleUpdateCell", "DynamicLossScaleUpdateCell")
+    known_type(section, "DynamicLossScaleUpdateCell", "DynamicLossScaleUpdateCell")
     scale = LossScale(
         initial=section.take("loss_scale_value", float, 65536.0),
         factor=section.take("scale_factor", float, 2.0),
@@ -473,9 +404,3 @@ def _refuse_features(top: Section) -> None:
                 "lr_scale", "auto_tune", "profile"):  # fmt: skip
         if top.take(key, bool, False):
             raise top.error(key, "is not supported", "set it to False")
-
-
-def _known_type(section: Section, default: str, *known: str) -> None:
-    kind = section.take("type", str, default)
-    if kind not in known:
-        raise section.error("type", f"is {kind!r}", f"glm2 has {' and '.join(known)}")

@@ -133,6 +133,13 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> Source:
     return source
 
 
+def known_type(section: Section, default: str, *known: str) -> None:
+    """Refuse a ``type`` that is not one of ``known``; absent, it is ``default``."""
+    kind = section.take("type", str, default)
+    if kind not in known:
+        raise section.error("type", f"is {kind!r}", f"glm2 has {' and '.join(known)}")
+
+
 def parse_value(text: str) -> Any:
     """A YAML value as the file itself would read it."""
     return yaml.load(text, Loader=_Loader)
