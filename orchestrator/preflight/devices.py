@@ -57,7 +57,7 @@ def not_understood(said: NotUnderstood, host: str, device: Optional[int]) -> Fin
         f"`{command}` is not understood ({said.why}); it printed {text}",
         host,
         device,
-        remedy=f"ssh {host} {said.command}; read it yourself, and report the output as a bug of glm2-orch",
+        remedy=f"ssh {host} {said.command}; read it, and report its output as a bug of glm2-orch",
     )
 
 
