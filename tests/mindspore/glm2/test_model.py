@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Tuple
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from glm2.config import IGNORED_LABEL, LoraConfig, ModelConfig
 from glm2.describe import parts
@@ -196,12 +196,34 @@ class TestChoice:
 
 
 def test_float16_stays_near_float32(network: Network) -> None:
-    config, _, weights = network
-    half = Glm2(ModelConfig(**{**vars(config), "compute_dtype": "float16"}))
-    half.set_train(False)
-    assert random_weights(half).keys() == weights.keys()
-    rows = some_rows()
-    found = half(Tensor(rows.astype(np.int32)))
+    config = dataclasses.replace(network[0], num_layers=1)
+    whole = Glm2(config)
+    weights = random_weights(whole)
+    half = Glm2(dataclasses.replace(config, compute_dtype="float16", param_init_type="float16"))
+    random_weights(half)
+    rows = Tensor(some_rows().astype(np.int32))
+    found, loss, gradients = trained(half, rows)
     assert found.dtype == ms.float16
-    expected = np.stack([forward(config, weights, row) for row in rows])
-    np.testing.assert_allclose(found.asnumpy(), expected, atol=0.1)
+    expected = np.stack([forward(config, weights, row) for row in rows.asnumpy()])
+    np.testing.assert_allclose(found.asnumpy(), expected, atol=0.05)
+    _, exact, exact_gradients = trained(whole, rows)
+    assert loss == pytest.approx(exact, rel=0.01)
+    for gradient, exact_one in zip(gradients, exact_gradients):
+        assert gradient.dtype == np.float16
+        far = np.linalg.norm(gradient.astype(np.float32) - exact_one) / np.linalg.norm(exact_one)
+        assert far < 0.01
+
+
+def trained(model: Glm2, rows: Tensor) -> Tuple[Tensor, float, List[np.ndarray]]:
+    """Logits, loss and gradients of all weights."""
+
+    def loss(rows: Tensor) -> Tuple[Tensor, Tensor]:
+        found = model(rows)
+        return next_token_loss(found, rows), found
+
+    model.set_train(False)
+    differentiate = ops.value_and_grad(
+        loss, None, ms.ParameterTuple(model.trainable_params()), True
+    )
+    (value, found), gradients = ms.jit(differentiate)(rows)
+    return found, float(value.asnumpy()), [gradient.asnumpy() for gradient in gradients]
