@@ -8,16 +8,18 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 from mindspore import Tensor
 
+from glm2.answers import AnswerFile
 from glm2.data import Row, encode_prompt
-from glm2.generate import Generator, Sampling
+from glm2.generate import Generator
 from glm2.metrics import say
 from glm2.model import Glm2
 from glm2.parallel import Layout, SumOverRanks
+from glm2.sampling import GREEDY, Sampling
 from glm2.settings import Dataset
 from glm2.tokenizer import Tokenizer
 
@@ -36,33 +38,50 @@ class Scored:
 
 
 def evaluate(
-    model: Glm2, rows: Sequence[Row], tokenizer: Tokenizer, dataset: Dataset, layout: Layout
+    model: Glm2,
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    layout: Layout,
+    *,
+    sampling: Sampling = GREEDY,
+    kept: Optional[AnswerFile] = None,
 ) -> List[Scored]:
-    """Answer and score this rank's rows: every n-th of them, n the data-parallel ranks."""
+    """Answer and score this rank's rows: every n-th of them, n the data-parallel ranks.
+
+    Rows that ``kept`` has an answer to are not asked again; new answers are added to it.
+    """
     mine = range(layout.data_rank, len(rows), layout.data_parallel)
     limit = min(dataset.max_source_length, model.config.seq_length - 1)
     prompts = {i: encode_prompt(rows[i].content, tokenizer, limit) for i in mine}
     if not prompts:
         return []
+    texts = kept.open() if kept else {}
+    texts = {i: text for i, text in texts.items() if i in prompts}
+    if texts:
+        say(f"eval goes on: {len(texts)} of {len(mine)} rows were answered before")
     width = max(map(len, prompts.values()))
     generator = Generator(
         model,
         batch=min(dataset.batch_size, len(prompts)),
         width=width,
-        capacity=min(width + dataset.max_target_length, model.config.seq_length),
+        capacity=width + dataset.max_target_length,
         use_past=model.config.use_past,
     )
-    scored: List[Scored] = []
+    left = [i for i in mine if i not in texts]
     begun = time.monotonic()
-    for first in range(0, len(mine), generator.batch):
-        numbers = mine[first : first + generator.batch]
-        answers = generator.generate([prompts[i] for i in numbers], Sampling())
-        for i, answer in zip(numbers, answers):
-            text = tokenizer.decode(answer)
-            scores = score(text, rows[i].summary)
-            scored.append(Scored(i, rows[i].content, rows[i].summary, text, scores))
-        say(f"eval {len(scored)}/{len(mine)} rows  {time.monotonic() - begun:.1f} s")
-    return scored
+    for first in range(0, len(left), generator.batch):
+        numbers = left[first : first + generator.batch]
+        found = generator.generate([prompts[i] for i in numbers], sampling, draws=numbers)
+        answers = dict(zip(numbers, map(tokenizer.decode, found)))
+        texts.update(answers)
+        if kept:
+            kept.add(answers)
+        say(f"eval {len(texts)}/{len(mine)} rows  {time.monotonic() - begun:.1f} s")
+    return [
+        Scored(i, rows[i].content, rows[i].summary, texts[i], score(texts[i], rows[i].summary))
+        for i in mine
+    ]
 
 
 def summarise(scored: Sequence[Scored], layout: Layout) -> Dict[str, float]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
 from glm2 import sample
+from glm2.answers import AnswerFile
 from glm2.data import Batches, Row, read_rows
+from glm2.errors import ConfigError
 from glm2.metrics import Metrics, say, warn
 from glm2.prompts import read_prompts
+from glm2.sampling import Sampling
 from glm2.settings import (
     Dataset,
     Settings,
@@ -179,41 +185,80 @@ def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> No
     from glm2 import evaluate
 
     rank.metrics.phase("eval")
-    scored = evaluate.evaluate(rank.model, data.rows, data.tokenizer, data.dataset, rank.layout)
-    result = evaluate.summarise(scored, rank.layout)
     folder = rank.output / "eval"
+    # Answers in the course of training belong to weights that no file holds.
+    kept = None if progress else _kept_answers(rank, data, folder)
     if progress:
         folder = folder / f"step_{progress.step_num}"
+    scored = evaluate.evaluate(
+        rank.model,
+        data.rows,
+        data.tokenizer,
+        data.dataset,
+        rank.layout,
+        sampling=Sampling.of(rank.settings.model, rank.settings.seed),
+        kept=kept,
+    )
+    result = evaluate.summarise(scored, rank.layout)
     file = evaluate.write_report(folder, rank.layout.rank, result, scored)
+    if kept and scored:
+        kept.remove()
     step = {"step": progress.step_num, "epoch": progress.epoch_num} if progress else {}
     rank.metrics.result({**step, **result})
     say(f"answers and scores: {file}")
     print(evaluate.table(result), flush=True)
 
 
-def _predict(rank: Rank, questions: List[str]) -> None:
-    """Answer this rank's share of the questions in order and print them as the guide does."""
-    from glm2.generate import Generator, Sampling
+def _kept_answers(rank: Rank, data: Data, folder: Path) -> AnswerFile:
+    """The answers of this rank that a killed evaluation of the same weights and rows left."""
+    settings = rank.settings
+    asked = {
+        "weights": [
+            _stamp(settings.load_checkpoint),
+            _stamp(settings.model.checkpoint_name_or_path),
+        ],
+        "model": dataclasses.asdict(settings.model),
+        "seed": settings.seed,
+        "dataset": dataclasses.asdict(data.dataset),
+        "rows": [dataclasses.astuple(row) for row in data.rows],
+        "ranks": [rank.layout.data_rank, rank.layout.data_parallel],
+    }
+    return AnswerFile(folder / f"answers_rank_{rank.layout.rank}.jsonl", asked)
 
-    config, layout = rank.settings.model, rank.layout
-    dataset = needed(rank.settings.eval or rank.settings.train, "eval_dataset")
-    tokenizer = tokenizer_for(config, sample.resolve(dataset.tokenizer))
-    mine = [tokenizer.encode(text) for text in questions[layout.data_rank :: layout.data_parallel]]
+
+def _stamp(weights: str) -> Optional[List[Any]]:
+    """What changes when a file of weights does; None where there is none."""
+    from glm2.checkpoint import find_weights
+
+    try:
+        file = find_weights(weights)
+    except ConfigError:
+        return None
+    return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def _predict(rank: Rank, questions: List[str]) -> None:
+    """Answer this rank's share of the questions in order and print them as the guide does.
+
+    On a terminal, each answer is shown as it grows instead.
+    """
+    from glm2.predict import predict
+
+    settings, layout = rank.settings, rank.layout
+    dataset = needed(settings.eval or settings.train, "eval_dataset")
+    tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
+    mine = questions[layout.data_rank :: layout.data_parallel]
     if not mine:
         return
-    width = max(map(len, mine))
-    generator = Generator(
-        rank.model,
-        batch=min(config.batch_size, len(mine)),
-        width=width,
-        capacity=min(max(config.max_decode_length, width + 1), config.seq_length),
-        use_past=config.use_past,
-    )
-    sampling = Sampling.of(config, rank.settings.seed)
+    terminal = sys.stdout.isatty()
+    show = functools.partial(print, end="", flush=True) if terminal else None
+    sampling = Sampling.of(settings.model, settings.seed)
     answers: List[str] = []
-    for first in range(0, len(mine), generator.batch):
-        prompts = mine[first : first + generator.batch]
-        for prompt, tokens in zip(prompts, generator.generate(prompts, sampling)):
-            answers.append(tokenizer.decode([*prompt, *tokens]))
-            print([{"text_generation_text": [answers[-1]]}], flush=True)
+    tokens, begun = 0, time.monotonic()
+    for answer in predict(rank.model, tokenizer, mine, sampling, show):
+        answers.append(answer.text)
+        tokens += answer.tokens
+        print("" if terminal else [{"text_generation_text": [answer.text]}], flush=True)
+    took = time.monotonic() - begun
+    say(f"{tokens} tokens in {took:.1f} s, {tokens / took:.1f} tokens/s with compilation")
     rank.metrics.result({"predictions": answers})

@@ -10,7 +10,7 @@ import pytest
 
 from glm2.evaluate import METRICS, score
 from glm2.tokenizer import build_prompt
-from tests.mindspore.glm2.worker import Workers, metrics
+from tests.mindspore.glm2.worker import Workers, metrics, wait_until
 
 CHECKPOINT = "output/checkpoint/rank_0/glm2-tiny_rank_0-2_6.ckpt"
 QUESTION = "类型#裙*颜色#黑色"
@@ -97,3 +97,34 @@ class TestScore:
         # jieba: 黑色 / 裙子 against 红色 / 裙子; one of two words, no pair of words.
         found = score("黑色裙子", "红色裙子")
         assert [found[name] for name in METRICS[:3]] == pytest.approx([50.0, 0.0, 50.0], abs=0.01)
+
+
+def test_a_killed_eval_goes_on_where_it_was(
+    workers: Workers, alone: Path, data: Path, tmp_path: Path
+) -> None:
+    """Killed for real after some rows; the second run asks the rest, and no more."""
+    rows = (data / "all" / "dev.json").read_text(encoding="utf-8").splitlines()[:12]
+    (tmp_path / "dev.json").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    words = (
+        "--config", "tiny_cpu", "--run_mode", "eval", "--output_dir", "output",
+        "--load_checkpoint", str(alone / CHECKPOINT), "--eval_dataset_dir", ".",
+        "--set", "eval_dataset.batch_size=1",
+    )  # fmt: skip
+    first = workers.start(tmp_path, *words)
+    kept = tmp_path / "output/eval/answers_rank_0.jsonl"
+
+    def answered() -> int:
+        return kept.read_bytes().count(b"\n") - 1 if kept.is_file() else 0
+
+    wait_until(lambda: answered() >= 3, "three answers")
+    first.kill()
+    first.wait(timeout=30)
+    before = answered()
+    assert before < 12, "killed in the middle"
+    second = workers.start(tmp_path, *words, name="second")
+    assert second.wait(timeout=120) == 0, (tmp_path / "second.log").read_text()
+    said = (tmp_path / "second.log").read_text()
+    assert f"eval goes on: {before} of 12 rows were answered before" in said
+    report = json.loads((tmp_path / "output/eval/eval_rank_0.json").read_text(encoding="utf-8"))
+    assert [row["row"] for row in report["rows"]] == list(range(12))
+    assert not kept.exists()
