@@ -1,0 +1,109 @@
+"""Hangs: no rank gets on for longer than its own pace allows. Pure.
+
+Ranks of one job wait for each other, so when one hangs all stand still; when one still moves, it
+is not a hang. The rank to look at is the one that is behind the others, or in another phase.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+from orchestrator.watching.progress import RankProgress
+
+
+@dataclass(frozen=True)
+class HangLimits:
+    """How long a rank may stand still (seconds), where nothing longer was learned from itself.
+
+    Of a step the limit is the greatest of ``step_s``, ``times_median`` times the median of its own
+    steps, and ``times_longest`` times its longest. Of another phase that it came through before
+    (checkpoint, eval), ``times_longest`` times the longest counts too.
+    """
+
+    startup_s: float = 1800.0
+    compile_s: float = 7200.0
+    first_step_s: float = 1800.0
+    step_s: float = 120.0
+    checkpoint_s: float = 1800.0
+    eval_s: float = 3600.0
+    times_median: float = 20.0
+    times_longest: float = 3.0
+
+    def of(self, rank: RankProgress) -> float:
+        """How long ``rank`` may stand still where it is now."""
+        stage = rank.stage
+        learned = self.times_longest * rank.longest.get(stage, 0.0)
+        if stage == "step":
+            return max(self.step_s, self.times_median * (rank.step_time or 0.0), learned)
+        fixed: Dict[str, float] = {
+            "startup": self.startup_s,
+            "compile": self.compile_s,
+            "first step": self.first_step_s,
+            "checkpoint": self.checkpoint_s,
+            "eval": self.eval_s,
+        }
+        return max(fixed.get(stage, self.eval_s), learned)
+
+
+@dataclass(frozen=True)
+class Hang:
+    """No rank got on. ``suspects`` differ from the others; empty: all stand at the same place."""
+
+    stage: str
+    step: Optional[int]
+    still_s: float
+    limit_s: float
+    suspects: Tuple[int, ...]
+
+    def evidence(self) -> Dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "still_s": round(self.still_s, 1),
+            "limit_s": round(self.limit_s, 1),
+            "ranks": list(self.suspects),
+        }
+
+
+def find_hang(
+    ranks: Iterable[RankProgress], now: float, limits: HangLimits = HangLimits()
+) -> Optional[Hang]:
+    """The hang of a job whose running ranks are ``ranks``; None while any may still move.
+
+    Ranks that are done are left out. A job of which no rank ever wrote metrics is not judged:
+    unknown is not still.
+    """
+    running = [rank for rank in ranks if rank.phase != "done"]
+    if not running or not any(rank.heard for rank in running):
+        return None
+    if any(now - rank.moved <= limits.of(rank) for rank in running):
+        return None
+    last = max(running, key=lambda rank: rank.moved)
+    behind = _behind(running)
+    first = behind[0] if behind else last
+    return Hang(
+        stage=first.stage,
+        step=first.step,
+        still_s=now - last.moved,
+        limit_s=max(limits.of(rank) for rank in running),
+        suspects=tuple(sorted(rank.rank for rank in behind)),
+    )
+
+
+def _behind(running: List[RankProgress]) -> List[RankProgress]:
+    """Ranks at a place where most others are not; of those the ones with the fewest steps."""
+    places = Counter((rank.stage, rank.step) for rank in running)
+    usual, count = places.most_common(1)[0]
+    if count == len(running):
+        return []
+    odd = [rank for rank in running if (rank.stage, rank.step) != usual]
+    if count * 2 <= len(running):
+        odd = running
+    least = min(_steps(rank) for rank in odd)
+    return [rank for rank in odd if _steps(rank) == least]
+
+
+def _steps(rank: RankProgress) -> int:
+    return -1 if rank.step is None else rank.step

@@ -1,0 +1,90 @@
+"""How far each rank is, learned from the lines of its ``metrics.jsonl``. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+_KEPT = 32
+"""Step times that are remembered of a rank."""
+
+
+@dataclass(frozen=True)
+class RankProgress:
+    """One rank: where it is, and what its steps took so far (seconds).
+
+    ``moved`` is when it was last seen to get on, in the watcher's monotonic seconds. ``phase`` is
+    that of the worker (startup, compile, train, checkpoint, eval, done). Durations are measured
+    by the rank's own clock, so that a cut connection does not look like a slow step.
+    """
+
+    rank: int
+    host: str
+    slot: int
+    """Place of the rank's device on its host, from 0."""
+    moved: float
+    heard: bool = False
+    phase: str = "startup"
+    step: Optional[int] = None
+    step_times: Tuple[float, ...] = ()
+    longest: Mapping[str, float] = field(default_factory=dict)
+    """The longest that it spent in each phase and came out of; ``step`` for one step."""
+    phase_wall: Optional[float] = None
+    step_wall: Optional[float] = None
+
+    @property
+    def step_time(self) -> Optional[float]:
+        """Median of its last steps."""
+        return median(self.step_times) if self.step_times else None
+
+    @property
+    def stage(self) -> str:
+        """Its phase, with ``train`` told apart: ``first step`` or ``step``."""
+        if self.phase != "train":
+            return self.phase
+        return "first step" if not self.step_times and self.step is None else "step"
+
+
+def observe(rank: RankProgress, line: Mapping[str, Any], now: float) -> RankProgress:
+    """``rank`` after one line of its metrics. A line that makes no sense moves nothing."""
+    wall = number(line.get("wall"))
+    phase, step = line.get("phase"), line.get("step")
+    if isinstance(phase, str) and phase != rank.phase:
+        rank = replace(
+            rank, phase=phase, longest=_longer(rank, rank.phase, rank.phase_wall, wall), moved=now
+        )
+        return replace(rank, heard=True, phase_wall=wall, step_wall=None)
+    if isinstance(step, int) and not isinstance(step, bool) and step != rank.step:
+        taken = number(line.get("step_time_s"))
+        times = rank.step_times if taken is None else (*rank.step_times, taken)[-_KEPT:]
+        return replace(
+            rank,
+            heard=True,
+            phase="train",
+            step=step,
+            step_times=times,
+            longest=_longer(rank, "step", rank.step_wall, wall),
+            step_wall=wall,
+            moved=now,
+        )
+    return rank if rank.heard else replace(rank, heard=isinstance(phase, str), phase_wall=wall)
+
+
+def number(value: object) -> Optional[float]:
+    """A finite number of a metrics line, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _longer(
+    rank: RankProgress, phase: str, begin: Optional[float], end: Optional[float]
+) -> Mapping[str, float]:
+    """``longest`` with the time from ``begin`` to ``end`` in ``phase`` taken in."""
+    if begin is None or end is None or end < begin:
+        return rank.longest
+    longest: Dict[str, float] = dict(rank.longest)
+    longest[phase] = max(longest.get(phase, 0.0), end - begin)
+    return longest
