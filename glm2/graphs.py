@@ -58,11 +58,8 @@ class Increment(nn.Cell):
         super().__init__(auto_prefix=False)
         config = model.config
         self.net = model.transformer
-        self.batch, self.groups, self.channels = batch, config.groups, config.kv_channels
+        self.batch, self.groups = batch, config.groups
         self.columns = Tensor(np.arange(config.seq_length, dtype=np.int32))
-        # Where each page (a row's group) begins in a cache of [B·G·S, D]: [B, G].
-        pages = np.arange(batch * config.groups, dtype=np.int32) * config.seq_length
-        self.pages = Tensor(pages.reshape(batch, config.groups))
 
     def construct(self, token: Tensor, position: Tensor, *caches: Tensor) -> Tuple[Tensor, ...]:
         """From ``token`` [B], the column ``position`` [B] that each takes, and the caches.
@@ -72,27 +69,25 @@ class Increment(nn.Cell):
         net = self.net
         cos = ops.gather(net.cos, position, 0).reshape((self.batch, 1, 1, -1))
         sin = ops.gather(net.sin, position, 0).reshape((self.batch, 1, 1, -1))
-        hidden = self.columns.reshape((1, -1)) > position.reshape((-1, 1))  # [B, S]
-        hidden = hidden.reshape((self.batch, 1, 1, 1, -1))
-        rows = (self.pages + position.reshape((-1, 1))).reshape((-1, 1))  # [B·G, 1]
+        position = position.reshape((-1, 1))
+        hidden = (self.columns > position).reshape((self.batch, 1, 1, 1, -1))  # from [B, S]
+        here = (self.columns == position).astype(net.dtype)  # [B, S]
+        here = ops.tile(ops.expand_dims(here, 1), (1, self.groups, 1)).reshape(
+            (self.batch * self.groups, -1, 1)
+        )  # [B, G, S] -> [B·G, S, 1]
         x = net.embedding(token.reshape((-1, 1)))
         grown = ()
         for i in range(len(net.encoder.layers)):
             layer = net.encoder.layers[i]
             attention = layer.self_attention
             query, key, value = attention.project(layer.input_layernorm(x), cos, sin)
-            keys = self.write(caches[2 * i], rows, key)
-            values = self.write(caches[2 * i + 1], rows, value)
+            # One new column in each page. Lite has no scatter on a processor; this it has.
+            keys = caches[2 * i] * (1 - here) + key * here
+            values = caches[2 * i + 1] * (1 - here) + value * here
             x = x + attention.attend(query, keys, values, hidden)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
             grown = (*grown, keys, values)
         return (_logits(net, x.reshape((self.batch, -1))), *grown)
-
-    def write(self, cache: Tensor, rows: Tensor, new: Tensor) -> Tensor:
-        """The cache [B·G, S, D] with one new row [B·G, 1, D] in each page."""
-        flat = cache.reshape((-1, self.channels))
-        flat = ops.tensor_scatter_update(flat, rows, new.reshape((-1, self.channels)))
-        return flat.reshape((self.batch * self.groups, -1, self.channels))
 
 
 def _logits(net: nn.Cell, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -41,7 +42,12 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
         device = dataclasses.replace(device, id=options.device_id)
     runtime = find_runtime(options.runtime or "")
     print(f"{runtime} on {device.target}: loading {graphs.prefill} …", file=sys.stderr)
-    load = loader(runtime, device, options.config_path or "", environ)
+    load = loader(runtime, device, options.config_path or "")
+    if runtime == "mindspore":
+        os.environ.setdefault("GLOG_v", "3")
+        from glm2.parallel import Layout, start
+
+        start(device, Layout(), environ)
     model = Exported.load(graphs, config, load)
     sampling = Sampling.of(config, settings.seed if settings else 0)
     if questions:

@@ -6,9 +6,8 @@ Both take NumPy arrays and, so that a cache need not leave the device, whatever 
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
-from typing import Any, Callable, List, Mapping, Protocol, Sequence
+from typing import Any, Callable, List, Protocol, Sequence
 
 import numpy as np
 
@@ -46,8 +45,8 @@ def find_runtime(name: str = "") -> str:
     )
 
 
-def loader(runtime: str, device: Device, lite_config: str, environ: Mapping[str, str]) -> Loader:
-    """Loads graphs for ``runtime`` and ``device``.
+def loader(runtime: str, device: Device, lite_config: str = "") -> Loader:
+    """Loads graphs for ``runtime`` and ``device``; MindSpore's device must have been chosen.
 
     ``lite_config`` is MindSpore Lite's own file, such as the guide's lite.ini; empty: none.
     """
@@ -58,10 +57,6 @@ def loader(runtime: str, device: Device, lite_config: str, environ: Mapping[str,
             "--config_path is for MindSpore Lite, which is not in use",
             hint="leave it out, or install mindspore_lite",
         )
-    os.environ.setdefault("GLOG_v", "3")
-    from glm2.parallel import Layout, start
-
-    start(device, Layout(), environ)
     return _MindSporeGraph
 
 
@@ -113,9 +108,12 @@ class _LiteGraph:
 
     def run(self, inputs: Sequence[Any]) -> List[Any]:
         tensors = self._model.get_inputs()
-        for tensor, value in zip(tensors, inputs):
-            tensor.set_data_from_numpy(value)
-        return [output.get_data_to_numpy() for output in self._model.predict(tensors)]
+        # Lite uses these arrays in place: they must live until it is done.
+        arrays = [np.ascontiguousarray(value) for value in inputs]
+        for tensor, array in zip(tensors, arrays):
+            tensor.set_data_from_numpy(array)
+        # And gives its own memory, which the next run overwrites.
+        return [output.get_data_to_numpy().copy() for output in self._model.predict(tensors)]
 
     def to_numpy(self, output: Any) -> np.ndarray:
         return output

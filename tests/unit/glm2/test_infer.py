@@ -1,0 +1,263 @@
+"""``infer`` and ``export`` without MindSpore: what is asked of the graphs, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, List, Sequence
+
+import numpy as np
+import pytest
+
+from glm2.__main__ import main
+from glm2.config import ModelConfig
+from glm2.errors import UsageError
+from glm2.infer import Exported, answers, pieces
+from glm2.infer_section import Graphs
+from glm2.prompts import read_prompts
+from glm2.runtimes import find_runtime, graph_file
+from glm2.sampling import GREEDY, Sampling
+from glm2.tokenizer import Tokenizer
+
+CONFIG = ModelConfig(
+    num_layers=1,
+    hidden_size=8,
+    ffn_hidden_size=8,
+    kv_channels=4,
+    num_attention_heads=2,
+    multi_query_group_num=1,
+    padded_vocab_size=50,
+    seq_length=10,
+    batch_size=2,
+    max_decode_length=9,
+)
+
+
+class Counting:
+    """Graphs whose cache is the tokens seen, and whose next token is their sum modulo 50."""
+
+    def __init__(self) -> None:
+        self.calls: List[Sequence[np.ndarray]] = []
+
+    def run(self, inputs: Sequence[Any]) -> List[Any]:
+        self.calls.append([np.array(value) for value in inputs])
+        if inputs[0].ndim == 2:  # Prefill: ids and lengths.
+            ids, length = inputs
+            seen = np.where(np.arange(ids.shape[1]) < length[:, None], ids, -100)
+        else:  # Increment: a token and its column, and the cache.
+            token, position, seen = inputs
+            seen = seen.copy()
+            assert (seen[np.arange(len(token)), position] == -100).all()
+            seen[np.arange(len(token)), position] = token
+        sums = np.where(seen == -100, 0, seen).sum(1) % 50
+        return [np.eye(50, dtype=np.float32)[sums], seen]
+
+    def to_numpy(self, output: Any) -> np.ndarray:
+        assert isinstance(output, np.ndarray)
+        return output
+
+
+def expected(prompt: Sequence[int], count: int) -> List[int]:
+    seen = list(prompt)
+    for _ in range(count):
+        seen.append(sum(seen) % 50)
+    return seen[len(prompt) :]
+
+
+@pytest.fixture
+def model() -> Exported:
+    graph = Counting()
+    return Exported(CONFIG, graph, graph)
+
+
+class TestStream:
+    def test_each_row_grows_at_its_own_end(self, model: Exported) -> None:
+        found = list(zip(*model.stream([[1, 2, 3], [7]], GREEDY, 5)))
+        assert [list(row) for row in found] == [expected([1, 2, 3], 5), expected([7], 5)]
+
+    def test_a_single_prompt_fills_the_batch(self, model: Exported) -> None:
+        assert [row for (row,) in model.stream([[4, 4]], GREEDY, 3)] == expected([4, 4], 3)
+
+    def test_it_ends_where_the_columns_do(self, model: Exported) -> None:
+        assert len(list(model.stream([[1] * 8, [1]], GREEDY, 100))) == 2
+
+    def test_shapes_never_change(self, model: Exported) -> None:
+        list(model.stream([[1, 2, 3]], GREEDY, 4))
+        first, *others = model.prefill.calls  # type: ignore[attr-defined]
+        assert [value.shape for value in first] == [(2, 10), (2,)]
+        assert {tuple(value.shape for value in call) for call in others} == {((2,), (2,), (2, 10))}
+        assert {value.dtype for call in others for value in call[:2]} == {np.dtype(np.int32)}
+
+    def test_used_tokens_are_penalised(self, model: Exported) -> None:
+        """The best token has the logit 1, all others 0: a used one with a penalty still wins,
+        unless its logit is not positive."""
+        penalty = dataclasses.replace(GREEDY, repetition_penalty=2.0)
+        assert list(model.stream([[1]], penalty, 1)) == [[1]]
+
+    def test_draws_depend_on_the_seed_only(self, model: Exported) -> None:
+        drawn = Sampling(do_sample=True, temperature=5.0, seed=3)
+        first = list(model.stream([[1, 2], [3]], drawn, 6))
+        assert first == list(model.stream([[1, 2], [3]], drawn, 6))
+        other = dataclasses.replace(drawn, seed=4)
+        assert first != list(model.stream([[1, 2], [3]], other, 6))
+
+    @pytest.mark.parametrize("prompts", [[[1] * 10], [[1], [2], [3]]])
+    def test_prompts_that_do_not_fit(self, model: Exported, prompts: List[List[int]]) -> None:
+        with pytest.raises(UsageError, match="the graphs take 2 prompts of less than 10 tokens"):
+            list(model.stream(prompts, GREEDY, 1))
+
+
+class TestText:
+    def test_pieces_are_the_text(self, tokenizer: Tokenizer) -> None:
+        text = "这款裙子，𠮷 abc 經典"  # Characters of several tokens: not all are pieces.
+        ids = tokenizer.encode(text, special=False)
+        found = list(pieces(ids, tokenizer))
+        assert "".join(found) == tokenizer.decode(ids)
+        assert "�" not in "".join(found)
+        assert len(found) > 5
+
+    def test_a_character_cut_off_is_shown_at_the_end(self, tokenizer: Tokenizer) -> None:
+        ids = tokenizer.encode("𠮷", special=False)[:-1]
+        assert "".join(pieces(ids, tokenizer)) == tokenizer.decode(ids)
+
+    def test_no_tokens(self, tokenizer: Tokenizer) -> None:
+        assert "".join(pieces([], tokenizer)) == ""
+
+    def test_answers_end_at_eos_and_keep_their_order(self, tokenizer: Tokenizer) -> None:
+        class Fixed:
+            """Says 黑 and ends, a step later for each further row."""
+
+            step = 0
+
+            def run(self, inputs: Sequence[Any]) -> List[Any]:
+                self.step = 0 if inputs[0].ndim == 2 else self.step + 1
+                rows = len(inputs[0])
+                logits = np.zeros((rows, tokenizer.vocab_size), np.float32)
+                for row in range(rows):
+                    logits[row, black if self.step <= row else tokenizer.eos_id] = 1
+                return [logits, np.zeros(1)]
+
+            def to_numpy(self, output: Any) -> np.ndarray:
+                return output
+
+        (black,) = tokenizer.encode("黑", special=False)[-1:]
+        config = dataclasses.replace(
+            CONFIG, padded_vocab_size=1024, seq_length=64, max_decode_length=60
+        )
+        graph = Fixed()
+        questions = ["类型#裙", "类型#裤", "类型#上衣"]
+        found = list(answers(Exported(config, graph, graph), tokenizer, questions, GREEDY))
+        black_text = tokenizer.decode([black])
+        counts = [1, 2, 1]
+        assert found == [q + black_text * n for q, n in zip(questions, counts)]
+
+
+class TestPrompts:
+    def test_texts_and_files(self, tmp_path: Path) -> None:
+        file = tmp_path / "prompts.txt"
+        file.write_text("b\\nc\n\nd\n", "utf-8")
+        assert read_prompts(["a\\n", str(file)]) == ["a\n", "b\nc", "d"]
+
+    def test_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="needs --predict_data"):
+            read_prompts([])
+        (tmp_path / "empty").write_text("\n")
+        with pytest.raises(UsageError, match="holds no text"):
+            read_prompts([str(tmp_path / "empty")])
+
+
+class TestGraphs:
+    def test_names(self) -> None:
+        graphs = Graphs(Path("a/p.mindir"), Path("b/i.mindir")).below(Path("/out"))
+        assert graphs.int8() == Graphs(Path("/out/a/p_int8.mindir"), Path("/out/b/i_int8.mindir"))
+        assert graphs.manifest == Path("/out/a/p.json")
+        assert graphs.below(Path("/other")) == graphs
+
+    def test_a_large_graph_has_another_name(self, tmp_path: Path) -> None:
+        (tmp_path / "p_graph.mindir").touch()
+        assert graph_file(tmp_path / "p.mindir") == tmp_path / "p_graph.mindir"
+
+    def test_the_named_runtime_must_be_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        for name, said in (("", "MindSpore is not"), ("lite", "mindspore_lite is not")):
+            with pytest.raises(UsageError, match=said):
+                find_runtime(name)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        assert find_runtime() == "lite"
+        assert find_runtime("mindspore") == "mindspore"
+
+
+YAML = """\
+infer:
+  prefill_model_path: out/p.mindir
+  increment_model_path: {increment}
+  infer_seq_length: {length}
+model:
+  model_config: {{seq_length: 32}}
+"""
+
+
+class TestCommands:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("GLM2_OUTPUT_DIR", raising=False)
+        good = YAML.format(increment="out/i.mindir", length=32)
+        (tmp_path / "good.yaml").write_text(good)
+
+    @pytest.mark.parametrize(
+        ("words", "status", "said"),
+        [
+            (("export", "--config", "good.yaml"), 2, "there are no weights to export"),
+            (
+                ("export", "--config", "run_glm2_6b", "--load_checkpoint", "a.ckpt"),
+                3,
+                "has no section infer",
+            ),
+            (("infer",), 2, "which graphs?"),
+            (("infer", "--config", "good.yaml"), 3, "there is no out/p.json"),
+            (("infer", "--prefill_model_path", "p.mindir"), 2, "belong together"),
+        ],
+    )
+    def test_what_cannot_be_done(
+        self, capsys: pytest.CaptureFixture[str], words: Sequence[str], status: int, said: str
+    ) -> None:
+        assert main(words) == status
+        assert said in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("increment", "length", "said"),
+        [
+            (
+                "out/i.mindir",
+                512,
+                "infer_seq_length is 512, but model.model_config.seq",
+            ),
+            ("out/p.mindir", 32, "increment_model_path is also prefill_model_path"),
+            ("out/i.ms", 32, "increment_model_path is out/i.ms"),
+        ],
+    )
+    def test_a_wrong_section(
+        self, capsys: pytest.CaptureFixture[str], increment: str, length: int, said: str
+    ) -> None:
+        Path("bad.yaml").write_text(YAML.format(increment=increment, length=length))
+        assert main(["export", "--config", "bad.yaml"]) == 3
+        assert said in capsys.readouterr().err
+
+    def test_a_manifest_of_another_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("out").mkdir()
+        for manifest in ("{", "[]", "{}", '{"model_config": {"new_key": 1}}'):
+            Path("out/p.json").write_text(manifest)
+            assert main(["infer", "--config", "good.yaml"]) == 3
+            assert "out/p.json is not of this version of glm2" in capsys.readouterr().err
+
+    def test_a_tokenizer_must_be_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("out").mkdir()
+        config = dataclasses.asdict(dataclasses.replace(CONFIG, padded_vocab_size=1024))
+        Path("out/p.json").write_text(json.dumps({"model_config": config}))
+        assert main(["infer", "--config", "good.yaml"]) == 2
+        assert "which tokenizer?" in capsys.readouterr().err
+        words = ["infer", "--config", "good.yaml", "--tokenizer", "absent.model"]
+        assert main(words) == 3
+        assert "there is no tokenizer file absent.model" in capsys.readouterr().err
