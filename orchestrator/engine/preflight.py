@@ -26,8 +26,9 @@ from orchestrator.preflight.catalogue import ANSWERS, REACHABLE
 from orchestrator.preflight.checks import judge
 from orchestrator.preflight.findings import ASCEND, Finding
 from orchestrator.preflight.hccn_tool import Ping
-from orchestrator.preflight.needs import Needs, cluster_address, needs_of
+from orchestrator.preflight.needs import HCCL_BASE_PORT, Needs, cluster_address, needs_of
 from orchestrator.preflight.network import known_addresses
+from orchestrator.preflight.peers import choose_peers
 from orchestrator.preflight.pings import PlannedPing, choose
 from orchestrator.preflight.report import HostReport, parse_answers, parse_report
 from orchestrator.preflight.summary import as_errors
@@ -76,11 +77,14 @@ def survey(
     needs = needs_of(hosts, job)
     by_name = {host.name: host for host in hosts}
     early = _pings_of(_declared(hosts), full)
-    port = job.scheduler_port if job is not None else None
+    port = (job.scheduler_port if job is not None else None) or SCHEDULER_PORT
+    meeting = HCCL_BASE_PORT if any(host.device_target == ASCEND for host in hosts) else port
+    peers = choose_peers(hosts, meeting, full=full) if _are_apart(hosts) else {}
 
     def ask(transport: Transport) -> Tuple[HostReport, Exchange, List[PingResult]]:
         host = by_name[transport.name]
-        request = _request(host, needs, port or SCHEDULER_PORT, full)
+        request = _request(host, needs, port, full)
+        request["peers"] = [(peer.address, peer.port) for peer in peers.get(host.name, ())]
         pings = early.get(host.name, [])
         seconds = _BASE_S + _tools_s(len(host.devices) * _TOOLS_A_DEVICE) + _pings_s(len(pings))
         if full:
@@ -101,6 +105,7 @@ def survey(
         exchanges={name: exchange for name, (_, exchange, _) in answers.items()},
         errors={o.host: o.error for o in outcomes if o.error is not None},
         pings=tuple(result for _, _, results in answers.values() for result in results),
+        peers=peers,
     )
     if early:
         return found
@@ -173,6 +178,10 @@ def _with_pings(
         errors={**found.errors, **{o.host: o.error for o in outcomes if o.error is not None}},
         pings=tuple(result for o in outcomes for result in o.value or ()),
     )
+
+
+def _are_apart(hosts: Sequence[Host]) -> bool:
+    return len(hosts) > 1 and all(host.connection != "local" for host in hosts)
 
 
 def _declared(hosts: Sequence[Host]) -> Dict[str, Dict[int, str]]:

@@ -6,8 +6,8 @@ What tools print is handed on as it is: it is understood elsewhere, by ``orchest
 ``request`` has two parts, each of which may be null:
 
 ``survey``: ``devices``, ``workdir``, ``port`` and ``tools`` as the probe has them; ``address``
-(where the other hosts reach this one), ``ports`` to be free there, ``files`` that the job reads,
-``whole`` (read large files whole).
+(where the other hosts reach this one), ``ports`` to be free there, ``peers`` (address and port of
+other hosts), ``files`` that the job reads, ``whole`` (read large files whole).
 
 ``pings``: pairs ``[device, address]`` that ``hccn_tool`` is to ping.
 """
@@ -31,6 +31,7 @@ from . import probe
 
 AT_ONCE = 8
 """Tools that run at the same time. Each device answers one question after the other."""
+PEER_TIMEOUT_S = 5.0
 _SAMPLES = 64
 _SAMPLE_BYTES = 1 << 20
 _MOST_FILES = 2000
@@ -58,6 +59,7 @@ def look_around(wanted: Mapping[str, Any]) -> Dict[str, Any]:
         "commands": _run_all(_questions(devices)) if tools else [],
         "run_ids": _run_ids() if tools else {},
         "ports": check_ports(wanted["address"], wanted["ports"]),
+        "peers": reach(wanted["peers"]),
         "names": _resolve(socket.gethostname()),
         "shm": _room("/dev/shm"),
         "open_files": list(resource.getrlimit(resource.RLIMIT_NOFILE)),
@@ -196,7 +198,26 @@ def _pids() -> List[int]:
         return []
 
 
-# Names and room
+# Names, peers and room
+
+
+def reach(peers: Sequence[Sequence[Any]]) -> List[Optional[str]]:
+    """For each address and port: null when the host there answers, if only by refusing the
+    connection; else what stands between, such as a firewall that drops or prohibits."""
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        return list(pool.map(lambda peer: _unreached(str(peer[0]), int(peer[1])), peers))
+
+
+def _unreached(address: str, port: int) -> Optional[str]:
+    try:
+        socket.create_connection((address, port), timeout=PEER_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return None
+    except socket.timeout:
+        return f"no answer within {PEER_TIMEOUT_S:g} s"
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def _resolve(name: str) -> Dict[str, Any]:

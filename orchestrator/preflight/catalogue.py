@@ -242,6 +242,15 @@ HOSTNAME = Check(
     crit="two hosts have the same: MindSpore then counts their devices as those of one host",
     target=ASCEND,
 )
+PEERS = Check(
+    "host-network",
+    NETWORK,
+    "Hosts reach each other (a ring and samples; --full: all pairs): a connection to HCCL's first "
+    "port, on CPU to the scheduler's, is accepted or refused by the peer.",
+    "allow all TCP ports between the hosts: systemctl stop firewalld, or a rule for their subnet; "
+    "check routes and `server_id:`",
+    crit="no answer, prohibited, or no route: the firewall is the most common cause",
+)
 RESOLVES = Check(
     "hostname-resolves",
     HOST,
@@ -330,6 +339,7 @@ CHECKS: Tuple[Check, ...] = (
     HCCL_PORTS,
     NPU_PORT,
     SCHEDULER_PORT,
+    PEERS,
     HOSTNAME,
     RESOLVES,
     CLOCK,

@@ -11,6 +11,7 @@ from orchestrator.preflight.catalogue import (
     CHECKS,
     HCCL_PORTS,
     NPU_PORT,
+    PEERS,
     PING,
     REACHABLE,
     SCHEDULER_PORT,
@@ -31,6 +32,7 @@ from orchestrator.preflight.network import (
     tls_findings,
     wiring_findings,
 )
+from orchestrator.preflight.peers import peer_findings
 from orchestrator.preflight.pings import ping_findings
 from orchestrator.preflight.room import (
     essential_findings,
@@ -79,6 +81,7 @@ def _cluster_findings(survey: Survey) -> Iterator[Finding]:
     yield from tls_findings(survey)
     yield from wiring_findings(survey)
     yield from ping_findings(survey.pings, down(survey))
+    yield from peer_findings(survey)
     yield from version_findings(survey)
     yield from hostname_findings(survey)
     yield from clock_findings(survey.exchanges)
@@ -91,6 +94,7 @@ def _skipped(survey: Survey, done: Set[str]) -> Iterator[Finding]:
     senseless = not_for(survey.hosts)
     reasons = {
         PING.name: "one host has no peer" if len(survey.hosts) == 1 else "no address to ping",
+        PEERS.name: "one host has no peer",
         HCCL_PORTS.name: "one rank needs none",
         NPU_PORT.name: "one rank needs none",
         SCHEDULER_PORT.name: "no port is given: a free one is chosen",

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import AbstractSet, Dict, Iterator, List, Mapping, Sequence, Set
 
+from orchestrator.preflight.blame import blame
 from orchestrator.preflight.catalogue import PING
 from orchestrator.preflight.compare import Place
 from orchestrator.preflight.devices import not_understood
@@ -72,7 +73,7 @@ def ping_findings(results: Sequence[PingResult], down: AbstractSet[Place]) -> It
         else:
             lost[result.device].append(result)
     for device, failures in sorted(lost.items()):
-        yield from _blame(device, failures, tried, asked[device])
+        yield from _judged(device, failures, tried, asked[device])
     for result in partly:
         said = result.said
         share = f"{said.lost} of {said.sent} packets" if isinstance(said, Ping) else "packets"
@@ -83,34 +84,28 @@ def ping_findings(results: Sequence[PingResult], down: AbstractSet[Place]) -> It
         yield PING.ok("peers answer", host, nic)
 
 
-def _blame(
+def _judged(
     device: int, failures: List[PingResult], tried: Counter[Place], asked: int
 ) -> Iterator[Finding]:
     """``tried``: pings from or to each NIC; ``asked``: all pings between NICs of this index."""
-    if len(failures) == asked and asked > 2:
-        some = failures[0]
+    found = blame([(_source(r), _target(r)) for r in failures], tried, asked)
+    if found.everyone:
         evidence = f"no host reaches another by device {device}: {asked} of {asked} pings are lost"
-        yield PING.bad(CRIT, evidence, device=device, remedy=_remedy(some))
-        return
-    left = list(failures)
-    while left:
-        failed = Counter(place for result in left for place in (_source(result), _target(result)))
-        worst, count = min(failed.items(), key=lambda item: (-item[1], item[0]))
-        theirs = [r for r in left if worst in (_source(r), _target(r))]
-        peers = [_target(r) if _source(r) == worst else _source(r) for r in theirs]
-        alone = all(failed[peer] < count for peer in peers)
-        if count < 2 or count < tried[worst] or not alone:
-            break
+        yield PING.bad(CRIT, evidence, device=device, remedy=_remedy(failures[0]))
+    for place, peers in found.alone.items():
         names = list(dict.fromkeys(host for host, _ in peers))
-        who = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" * (len(names) > 4))
-        evidence = f"all {count} pings from and to this NIC are lost ({who})"
-        yield PING.bad(CRIT, evidence, *worst, remedy=_remedy(theirs[0], worst[0]))
-        left = [result for result in left if result not in theirs]
-    for result in left:
-        evidence = f"no answer from {result.peer} ({result.address})"
-        if isinstance(result.said, Unanswered):
-            evidence += f": {result.said.why}"
-        yield PING.bad(CRIT, evidence, *_source(result), remedy=_remedy(result))
+        who = ", ".join(names[:_NAMED]) + (
+            f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        )
+        evidence = f"all {len(peers)} pings from and to this NIC are lost ({who})"
+        theirs = next(r for r in failures if place in (_source(r), _target(r)))
+        yield PING.bad(CRIT, evidence, *place, remedy=_remedy(theirs, place[0]))
+    for result in failures:
+        if (_source(result), _target(result)) in found.pairs:
+            evidence = f"no answer from {result.peer} ({result.address})"
+            if isinstance(result.said, Unanswered):
+                evidence += f": {result.said.why}"
+            yield PING.bad(CRIT, evidence, *_source(result), remedy=_remedy(result))
 
 
 def _steps(size: int, device: int, full: bool) -> Sequence[int]:

@@ -64,6 +64,8 @@ class HostReport:
     """Run of glm2-orch by process id."""
     ports_taken: Mapping[int, str] = field(default_factory=dict)
     """Ports that are not free, and who has them (empty: not known)."""
+    peers: Tuple[Optional[str], ...] = ()
+    """What stands between the host and the peers that it was to reach, in their order."""
     name_error: Optional[str] = None
     """Why the host cannot resolve its own name."""
     shm_free_bytes: Optional[int] = None
@@ -86,6 +88,7 @@ def parse_report(data: Mapping[str, Any], *, host: str) -> HostReport:
             answers=parse_answers(data["commands"]),
             run_ids={int(pid): _a(str, run) for pid, run in data["run_ids"].items()},
             ports_taken={int(port): _holder(who) for port, who in data["ports"].items()},
+            peers=tuple(None if e is None else _a(str, e) for e in data["peers"]),
             name_error=None if names["addresses"] else str(names["error"]),
             shm_free_bytes=None if shm is None else _a(int, shm["free_bytes"]),
             open_files=None if soft < 0 else _a(int, soft),

@@ -46,6 +46,15 @@ class PingResult:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """Another host that a host is to reach."""
+
+    name: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
 class Survey:
     hosts: Tuple[Host, ...]
     needs: Needs
@@ -55,6 +64,8 @@ class Survey:
     errors: Mapping[str, OrchError] = field(default_factory=dict)
     """Of the other hosts."""
     pings: Tuple[PingResult, ...] = ()
+    peers: Mapping[str, Tuple[Peer, ...]] = field(default_factory=dict)
+    """Whom each host was to reach."""
 
     def answered(self) -> Iterator[Tuple[Host, HostReport]]:
         """Hosts with their reports, in the inventory's order."""

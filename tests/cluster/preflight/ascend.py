@@ -20,6 +20,7 @@ import yaml
 
 from orchestrator.inventory import Host
 from orchestrator.job import Job
+from orchestrator.transport.base import Transport
 from orchestrator.worker_config import parse_config
 from tests.cluster.sshd import Loopback
 
@@ -49,6 +50,7 @@ import json, os, platform, resource, socket, time
 with open(os.path.join(os.environ["HOME"], "identity.json"), encoding="utf-8") as file:
     me = json.load(file)
 real_time, real_lookup, real_statvfs = time.time, socket.getaddrinfo, os.statvfs
+real_connect = socket.create_connection
 
 
 def lookup(host, *arguments, **options):
@@ -57,6 +59,12 @@ def lookup(host, *arguments, **options):
     if not me["resolves"]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     return real_lookup("127.0.0.1", *arguments, **options)
+
+
+def connect(address, *arguments, **options):
+    if address[0] in me["walls"]:
+        raise OSError(113, "No route to host")
+    return real_connect(address, *arguments, **options)
 
 
 def statvfs(path):
@@ -71,6 +79,7 @@ time.time = lambda: real_time() + me["clock_s"]
 socket.gethostname = lambda: me["hostname"]
 socket.getfqdn = lambda name="": me["hostname"]
 socket.getaddrinfo = lookup
+socket.create_connection = connect
 os.statvfs = statvfs
 resource.getrlimit = lambda what: (me["open_files"], 1 << 20)
 platform.python_version = lambda: me["python"]
@@ -78,6 +87,7 @@ platform.python_version = lambda: me["python"]
 
 _IDENTITY: Mapping[str, Any] = {
     "resolves": True,
+    "walls": (),
     "clock_s": 0.0,
     "disk_mib": 200 << 10,
     "shm_mib": 16 << 10,
@@ -188,6 +198,9 @@ class Server:
 
 class Ascend:
     """A cluster of such hosts."""
+
+    transports: Mapping[str, Transport]
+    """Connections that a module of tests shares."""
 
     def __init__(self, stack: ExitStack, folder: Path, count: int) -> None:
         self.loopback = stack.enter_context(Loopback(folder, count))

@@ -34,7 +34,7 @@ def test_all_is_well(cli: Cli, cluster: Ascend) -> None:
     first, *rest, last = done.stdout.splitlines()
     assert first.startswith("OK   reachable, answers, tools, ")
     assert all(line.startswith("SKIP ") for line in rest)
-    assert last.startswith("2 hosts: 31 checks OK (")
+    assert last.startswith("2 hosts: 32 checks OK (")
     assert "checking hosts: 2/2" in done.stderr
 
 
@@ -51,7 +51,7 @@ def test_the_worst_comes_last(cli: Cli, cluster: Ascend) -> None:
         f"      next: ssh {bad.name} hccn_tool -i 4 -link_stat -g; check cable, optical module "
         "and switch port",
     ]
-    assert done.stdout.splitlines()[-1].startswith("2 hosts: 1 critical, 1 warning, 29 checks OK (")
+    assert done.stdout.splitlines()[-1].startswith("2 hosts: 1 critical, 1 warning, 30 checks OK (")
 
 
 def test_json_has_every_finding(cli: Cli, cluster: Ascend) -> None:
@@ -140,7 +140,7 @@ def test_launch_after_a_preflight_and_without(cli: Cli, cluster: Ascend) -> None
     launch = ("launch", "-i", cluster.inventory(), *standin(), "finetune")
     done = cli(*launch)
     assert done.status == 0, done.stderr
-    assert "preflight: 2 hosts: 31 checks OK\n" in done.stderr
+    assert "preflight: 2 hosts: 32 checks OK\n" in done.stderr
     cluster.servers[0].npus(health={4: "Alarm"})
     done = cli(*launch, "--skip-preflight")
     assert done.status == 0, done.stderr

@@ -40,7 +40,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ascend]:
     if SSHD is None:
         pytest.skip("sshd is not installed (Debian: openssh-server)")
     with ExitStack() as stack:
-        yield Ascend(stack, tmp_path_factory.mktemp("preflight"), 3)
+        cluster = Ascend(stack, tmp_path_factory.mktemp("preflight"), 3)
+        cluster.transports = stack.enter_context(connected(cluster.hosts))
+        yield cluster
 
 
 @pytest.fixture
@@ -50,8 +52,7 @@ def cluster(servers: Ascend) -> Ascend:
 
 
 def run(cluster: Ascend, **options: bool) -> Result:
-    with connected(cluster.hosts) as transports:
-        return preflight(cluster.hosts, transports, job(), **options)
+    return preflight(cluster.hosts, cluster.transports, job(), **options)
 
 
 def bad(result: Result) -> set[tuple[str, str, str, Optional[int]]]:
@@ -87,9 +88,7 @@ FAULTS = (
     ),
     Fault(
         "unhealthy device with its code",
-        lambda s: s.say(
-            "npu-smi info -t health -i 0", health("Critical", "0x80e18402", "L2 fault")
-        ),
+        lambda s: s.say("npu-smi info -t health -i 0", health("Alarm", "0x80e18402", "L2 fault")),
         one("CRIT", "npu-health", 0),
         "health Alarm: 0x80e18402: L2 fault",
     ),
@@ -409,10 +408,9 @@ def test_a_port_is_taken(cluster: Ascend, port: int, check: str) -> None:
 def test_the_schedulers_port_is_taken(cluster: Ascend, free_port: int) -> None:
     first = cluster.hosts[0]
     wanted = replace(job(), scheduler_port=free_port, recipe="dynamic_cluster")
-    with connected(cluster.hosts) as transports:
-        well = preflight(cluster.hosts, transports, wanted)
-        with closing(socket.create_server((first.address, free_port))):
-            result = preflight(cluster.hosts, transports, wanted)
+    well = preflight(cluster.hosts, cluster.transports, wanted)
+    with closing(socket.create_server((first.address, free_port))):
+        result = preflight(cluster.hosts, cluster.transports, wanted)
     assert bad(well) == set()
     assert bad(result) == {("CRIT", "scheduler-port", first.name, None)}
 
@@ -441,12 +439,11 @@ def test_another_ip_than_declared(cluster: Ascend) -> None:
         for s in cluster.servers
     ]
     said = []
-    with connected(hosts) as transports:
-        well = preflight(hosts, transports, job(), progress=said.append)
-        hosts[1] = replace(hosts[1], device_ips=(hosts[1].device_ips[0], DeviceIp("10.1.1.77")))
-        for server in (cluster.servers[0], cluster.servers[2]):
-            server.pings(4, "10.1.1.77")
-        result = preflight(hosts, transports, job())
+    well = preflight(hosts, cluster.transports, job(), progress=said.append)
+    hosts[1] = replace(hosts[1], device_ips=(hosts[1].device_ips[0], DeviceIp("10.1.1.77")))
+    for server in (cluster.servers[0], cluster.servers[2]):
+        server.pings(4, "10.1.1.77")
+    result = preflight(hosts, cluster.transports, job())
     assert bad(well) == set()
     assert all(line.startswith("checking hosts: ") for line in said)
     assert sum(f.check == "ping" and f.status == "OK" for f in well.findings) == 6
@@ -475,6 +472,28 @@ def test_one_way_is_closed(cluster: Ascend) -> None:
     assert bad(result) == {("CRIT", "ping", source.name, 0)}
     (finding,) = [f for f in result.findings if f.status == "CRIT"]
     assert finding.evidence == f"no answer from {target.name} ({target.ip(0)})"
+
+
+def test_a_host_behind_a_firewall(cluster: Ascend) -> None:
+    """It reaches nobody and is reached by nobody, as firewalld has it."""
+    first, walled, last = cluster.servers
+    walled.identity(walls=[first.name, last.name])
+    first.identity(walls=[walled.name])
+    last.identity(walls=[walled.name])
+    result = run(cluster)
+    assert bad(result) == {("CRIT", "host-network", walled.name, None)}
+    (finding,) = [f for f in result.findings if f.status == "CRIT"]
+    assert finding.evidence.endswith("No route to host")
+    assert bad_hosts(result.findings).keys() == {walled.name}
+
+
+def test_a_host_that_cannot_reach_one_other(cluster: Ascend) -> None:
+    first, other = cluster.servers[:2]
+    first.identity(walls=[other.name])
+    result = run(cluster)
+    assert bad(result) == {("CRIT", "host-network", first.name, None)}
+    (finding,) = [f for f in result.findings if f.status == "CRIT"]
+    assert finding.evidence == f"port 60000 of {other.name} ({other.name}): No route to host"
 
 
 def test_packets_are_lost(cluster: Ascend) -> None:

@@ -52,6 +52,7 @@ def request(tmp_path: Path, **changes: Any) -> Dict[str, Any]:
         "tools": True,
         "address": "127.0.0.1",
         "ports": [],
+        "peers": [],
         "files": [],
         "whole": False,
         **changes,
@@ -154,6 +155,21 @@ def test_ports(address: str) -> None:
     assert taken.keys() == {str(port)}
     assert taken[str(port)]["pid"] == os.getpid()
     assert preflight.check_ports(address, [port]) == {}
+
+
+def test_peers_that_answer_or_refuse_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        port = listening.getsockname()[1]
+        assert preflight.reach([["127.0.0.1", port], ["::1.no", port]])[0] is None
+    found = preflight.reach([["127.0.0.1", port], ["no-such-host.invalid", 1]])
+    assert found[0] is None
+    assert found[1]
+
+    def silent(address: object, timeout: float) -> socket.socket:
+        raise socket.timeout("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    assert preflight.reach([["127.0.0.1", port]]) == ["no answer within 5 s"]
 
 
 def test_the_code_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,7 @@ _GOOD = {
     "commands": [{"argv": ["npu-smi", "info"], "status": 0, "output": "", "error": ""}],
     "run_ids": {"7": "run"},
     "ports": {"60000": None, "60001": {"pid": 3, "command": "x"}},
+    "peers": [None, "No route to host"],
     "names": {"hostname": "n", "addresses": ["::1"], "error": None},
     "shm": {"free_bytes": 1, "total_bytes": 2},
     "open_files": [1024, 4096],
