@@ -14,7 +14,9 @@ _CRASHED = (132, 134, 135, 136, 139)
 
 
 def with_exit(process: Process, table: SignatureTable) -> Process:
-    """``process`` with a finding for a signal that ended it and that we did not send."""
+    """``process`` with a finding for a signal that ended it and that we did not send, and with
+    its end as the time of lines around which there is none."""
+    process = replace(process, logs=tuple(_dated(log, process.exit_time) for log in process.logs))
     name = _signature_of(process)
     if name is None:
         return process
@@ -27,6 +29,14 @@ def with_exit(process: Process, table: SignatureTable) -> Process:
     )
     record = LogEvidence("journal", findings=(finding,), last_time=process.exit_time)
     return replace(process, logs=(*process.logs, record))
+
+
+def _dated(log: LogEvidence, exit_time: Optional[float]) -> LogEvidence:
+    findings = tuple(
+        replace(finding, time=exit_time, last_time=exit_time) if finding.time is None else finding
+        for finding in log.findings
+    )
+    return replace(log, findings=findings)
 
 
 def _signature_of(process: Process) -> Optional[str]:

@@ -131,7 +131,7 @@ def _when(diagnosis: Diagnosis) -> str:
         where = first.host or "its host"
         text += f" (the clock of {where} is {abs(first.clock_ahead):.1f} s {way} ours)"
     if diagnosis.finding is not None and not diagnosis.finding.dated:
-        text += " or later (the line has no time of its own)"
+        text += " or about then (the line has no time of its own)"
     return text
 
 

@@ -47,7 +47,7 @@ def observe_loss(
     if not isinstance(step, int) or isinstance(step, bool) or step == state.step:
         return state, None
     overflow = line.get("overflow") is True
-    bad = not overflow and _is_no_number(line.get("loss"))
+    bad = not overflow and "loss" in line and _is_no_number(line["loss"])
     state = replace(
         state,
         step=step,
@@ -77,7 +77,7 @@ def _verdict(state: Divergence, limits: DivergenceLimits) -> Verdict:
 
 
 def _is_no_number(loss: object) -> bool:
-    """NaN or infinite, however JSON wrote it; a line without a loss says nothing."""
+    """NaN or infinite, however it was written in JSON, which has no word for it."""
     if isinstance(loss, str):
         return loss.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
-    return isinstance(loss, float) and not math.isfinite(loss)
+    return loss is None or (isinstance(loss, float) and not math.isfinite(loss))

@@ -6,6 +6,7 @@ is not a hang. The rank to look at is the one that is behind the others, or in a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Optional, Tuple
@@ -19,13 +20,14 @@ class HangLimits:
 
     Of a step the limit is the greatest of ``step_s``, ``times_median`` times the median of its own
     steps, and ``times_longest`` times its longest. Of another phase that it came through before
-    (checkpoint, eval), ``times_longest`` times the longest counts too.
+    (checkpoint, eval), ``times_longest`` times the longest counts too. A first evaluation, and a
+    phase that is not known, may take as long as they like.
     """
 
-    startup_s: float = 1800.0
+    startup_s: float = 3600.0
     compile_s: float = 7200.0
     first_step_s: float = 1800.0
-    step_s: float = 120.0
+    step_s: float = 600.0
     checkpoint_s: float = 1800.0
     eval_s: float = 3600.0
     times_median: float = 20.0
@@ -42,9 +44,9 @@ class HangLimits:
             "compile": self.compile_s,
             "first step": self.first_step_s,
             "checkpoint": self.checkpoint_s,
-            "eval": self.eval_s,
+            "eval": self.eval_s if learned else math.inf,
         }
-        return max(fixed.get(stage, self.eval_s), learned)
+        return max(fixed.get(stage, math.inf), learned)
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ def find_hang(
     """The hang of a job whose running ranks are ``ranks``; None while any may still move.
 
     Ranks that are done are left out. A job of which no rank ever wrote metrics is not judged:
-    unknown is not still.
+    unknown is not still. Nor is one whose ranks are all at their start: a prediction reports no
+    phases while it works.
     """
     running = [rank for rank in ranks if rank.phase != "done"]
-    if not running or not any(rank.heard for rank in running):
+    if not any(rank.heard and rank.stage != "startup" for rank in running):
         return None
     if any(now - rank.moved <= limits.of(rank) for rank in running):
         return None

@@ -90,6 +90,15 @@ def test_a_signal_is_put_in_time_beside_the_lines_of_the_logs(run, table):
     assert answer.signature.id == "killed"
 
 
+def test_lines_without_any_time_have_that_of_the_end(run, table):
+    log(run, 0, (1, "ValueError: later"))
+    log(run, 3, (1, "KeyError: earlier"))
+    exited(run, "a", 0, 41, 1)
+    exited(run, "b", 3, 60, 1)  # at 40 by our clock
+    answer = diagnose_run(run, table)
+    assert [process.rank for process in answer.who] == [3, 0]
+
+
 def test_a_live_run_can_be_judged(run, table):
     log(run, 0, (1, "{} start"))
     log(run, 1, (1, "{} start"), (40, "EI0020: {} port"))
