@@ -186,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="YAML of the run, or a shipped name")
     add("--run_mode", choices=MODES, help="default: run_mode of the file")
-    add("--load_checkpoint", metavar="F", help="weights to start from (.ckpt or .safetensors)")
+    add("--load_checkpoint", metavar="F",
+        help="weights to start from (.ckpt or .safetensors); LoRA adapters alone go on top of "
+        "checkpoint_name_or_path")  # fmt: skip
     add(
         "--resume_training",
         metavar="WHAT",

@@ -8,6 +8,7 @@ from typing import Optional
 import mindspore as ms
 
 from glm2.checkpoint import load_weights
+from glm2.errors import CheckpointError
 from glm2.lora import add_adapters, load_adapted, merge
 from glm2.metrics import say, warn
 from glm2.model import Glm2
@@ -34,8 +35,26 @@ def build_model(settings: Settings, weights: Optional[Path]) -> Glm2:
     elif weights:
         load_weights(model, weights)
         say(f"loaded {weights}")
-    elif not training:
-        warn("no weights are loaded (--load_checkpoint): the answers come from a random model")
+    else:
+        _warn_of_random_weights(settings, training)
     if not training:
         merge(model)
+    elif settings.model.pet_config:
+        adapters = sum(p.size for p in model.trainable_params())
+        frozen = sum(p.size for p in model.get_parameters()) - adapters
+        say(f"LoRA: {adapters:,} parameters are trained, {frozen:,} are frozen")
     return model
+
+
+def _warn_of_random_weights(settings: Settings, training: bool) -> None:
+    if not training:
+        warn("no weights are loaded (--load_checkpoint): the answers come from a random model")
+    elif settings.model.pet_config and settings.resume and settings.checkpoints.only_trainable:
+        raise CheckpointError(
+            "training cannot go on from adapters alone, without the weights they belong to",
+            hint="name the base weights in model.model_config.checkpoint_name_or_path",
+        )
+    elif settings.model.pet_config and not settings.resume:
+        warn(
+            "no weights are loaded (--load_checkpoint): the adapters are trained on a random model"
+        )

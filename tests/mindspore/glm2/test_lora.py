@@ -230,6 +230,28 @@ class TestLoading:
             load_adapted(adapted(fresh=True), save(tmp_path / "a.ckpt", found), "")
 
 
+class TestBuild:
+    PET = "model.model_config.pet_config.pet_type=lora"
+
+    def test_a_resume_from_adapters_alone_needs_their_weights(self) -> None:
+        adapters_alone = "parallel.strategy_ckpt_config.only_trainable_params=True"
+        overrides = [self.PET, adapters_alone, "resume_training=True"]
+        settings = load_settings(find_config("tiny_cpu"), overrides)
+        with pytest.raises(CheckpointError, match="from adapters alone") as caught:
+            build_model(settings, None)
+        assert "checkpoint_name_or_path" in caught.value.hint
+
+    def test_adapters_of_a_random_model_are_warned_of(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = build_model(load_settings(find_config("tiny_cpu"), [self.PET]), None)
+        said = capsys.readouterr()
+        assert "trained on a random model" in said.err
+        adapters = 2 * 8 * (128 + 256)
+        assert f"LoRA: {adapters:,} parameters are trained, 625,792 are frozen" in said.out
+        assert sum(p.size for p in model.trainable_params()) == adapters
+
+
 class TestCommandLine:
     """Training on a base that was trained before, and answers with what it leaves."""
 
