@@ -140,6 +140,20 @@ class TestAdapters:
         assert np.abs(first - expected).max() > 1e-2
         np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-4)
 
+    def test_recompute_drops_out_the_same_again(self) -> None:
+        lora = dataclasses.replace(LORA, lora_dropout=0.5)
+        config = dataclasses.replace(CONFIG, pet_config=lora, num_layers=1)
+        found: List[Arrays] = []
+        for recompute in (False, True):
+            ms.set_seed(11)
+            model = adapted(config)
+            model.set_train()
+            if recompute:
+                model.transformer.encoder.layers[0].recompute()
+            found.append(self.gradients(model, values(model)))
+        for name, gradient in found[0].items():
+            np.testing.assert_allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6)
+
     def test_a_pattern_that_names_no_layer_is_refused(self) -> None:
         lora = dataclasses.replace(LORA, target_modules="q_proj")
         with pytest.raises(ConfigError, match="'q_proj' names no linear layer") as caught:
