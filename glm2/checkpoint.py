@@ -21,12 +21,11 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from glm2.adapters import is_adapter
+from glm2.download import DOWNLOADS
 from glm2.errors import CheckpointError, ConfigError
 from glm2.settings import CHECKPOINT_NAME
 from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state
 
-DOWNLOADS = Path("checkpoint_download") / "glm2"
-"""Where weights that are given by name, such as ``glm2_6b``, are looked for."""
 META = "meta.json"
 
 

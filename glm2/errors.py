@@ -4,6 +4,7 @@
 
     Glm2Error                 1
     ├── LostRank              1   another rank of the run ended, so this one cannot go on
+    ├── DownloadError         1   a released file that cannot be fetched
     ├── UsageError            2   the command line is wrong
     ├── ConfigError           3   the YAML, or a file that it names, is wrong
     └── CheckpointError      10   weights that do not fit the model, or a damaged file
@@ -28,6 +29,10 @@ class LostRank(Glm2Error):
     that waits half a minute for the lost rank and then ends in SIGTERM, whose status would
     look like a stop on request.
     """
+
+
+class DownloadError(Glm2Error):
+    """A file of a released model that is not here and cannot be fetched."""
 
 
 class UsageError(Glm2Error):
