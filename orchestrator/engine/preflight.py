@@ -22,7 +22,7 @@ from orchestrator.inventory import Host
 from orchestrator.job import Job
 from orchestrator.planning.environment import SCHEDULER_PORT
 from orchestrator.planning.facts import HostFacts
-from orchestrator.preflight.catalogue import ANSWERS, REACHABLE
+from orchestrator.preflight.catalogue import ANSWERS, CHECKPOINT, REACHABLE
 from orchestrator.preflight.checks import judge
 from orchestrator.preflight.findings import ASCEND, Finding
 from orchestrator.preflight.hccn_tool import Ping
@@ -205,7 +205,8 @@ def _request(host: Host, needs: Needs, port: int, full: bool) -> Dict[str, Any]:
         "tools": host.device_target == ASCEND,
         "address": "127.0.0.1" if host.connection == "local" else cluster_address(host),
         "ports": sorted(needs.ports.get(host.name, {})),
-        "files": list(dict.fromkeys(file.path for file in needs.files if file.absolute)),
+        # A folder of weights holds the shards of the host's own ranks: it only has to be there.
+        "files": [(f.path, f.check is not CHECKPOINT) for f in needs.files if f.absolute],
         "whole": full,
     }
 

@@ -64,7 +64,9 @@ def look_around(wanted: Mapping[str, Any]) -> Dict[str, Any]:
         "shm": _room("/dev/shm"),
         "open_files": list(resource.getrlimit(resource.RLIMIT_NOFILE)),
         "code": code_digest("glm2"),
-        "files": [file_digest(path, wanted["whole"]) for path in wanted["files"]],
+        "files": [
+            file_digest(path, wanted["whole"], folders=alike) for path, alike in wanted["files"]
+        ],
     }
 
 
@@ -249,13 +251,17 @@ def _room(folder: str) -> Optional[Dict[str, int]]:
 # Files
 
 
-def file_digest(path: str, whole: bool) -> Dict[str, Any]:
+def file_digest(path: str, whole: bool, *, folders: bool = True) -> Dict[str, Any]:
     """Size and SHA-256 of a file, or of all files of a folder with their names.
 
-    Of a file beyond 64 MiB only 64 evenly spread MiB are read unless ``whole``: ``sampled``.
+    Of a file beyond 64 MiB only 64 evenly spread MiB are read unless ``whole``: ``sampled``. With
+    ``folders`` False a folder is only looked for: its ``sha256`` is null.
     """
     try:
-        if stat.S_ISDIR(os.stat(path).st_mode):
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        if is_folder and not folders:
+            parts = []
+        elif is_folder:
             files = _files_below(path)
             parts = [(os.path.relpath(file, path), _digest(file, whole)) for file in files]
         else:
@@ -272,9 +278,14 @@ def file_digest(path: str, whole: bool) -> Dict[str, Any]:
         "error": None,
         "files": len(parts),
         "bytes": sum(size for _, (size, _, _) in parts),
-        "sha256": parts[0][1][1] if parts and not parts[0][0] else total.hexdigest(),
+        "sha256": _digest_of(parts, total.hexdigest()) if folders or not is_folder else None,
         "sampled": any(sampled for _, (_, _, sampled) in parts),
     }
+
+
+def _digest_of(parts: Sequence[Tuple[str, Tuple[int, str, bool]]], all_of_them: str) -> str:
+    """A single file has its own digest, as sha256sum says it."""
+    return parts[0][1][1] if parts and not parts[0][0] else all_of_them
 
 
 def _files_below(folder: str) -> List[str]:

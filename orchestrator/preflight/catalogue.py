@@ -307,7 +307,8 @@ VOCABULARY = Check(
 CHECKPOINT = Check(
     "checkpoint",
     USER,
-    "The weights to start from are there on all hosts, with the same content.",
+    "The weights to start from are there on all hosts, with the same content (a folder of shards "
+    "only has to be there).",
     "copy them to the same path on {host}",
     crit="missing, unreadable, a relative path, or they differ",
 )

@@ -37,6 +37,8 @@ class NeededFile:
     key: str
     """Where it is written: a key of the worker's YAML, or an option."""
     path: str
+    alike: bool = True
+    """All hosts have the same content. False for shards, of which each host has its own ranks'."""
 
     @property
     def absolute(self) -> bool:
@@ -119,12 +121,21 @@ def _files(job: Optional[Job]) -> Tuple[Tuple[NeededFile, ...], str]:
     for section in vocabularies if job.mode != "export" else ():
         key = f"{section}.tokenizer.vocab_file"
         found.append(NeededFile(VOCABULARY, key, _text(values, section, "tokenizer", "vocab_file")))
-    weights, key = job.load_checkpoint or "", "--load-checkpoint"
-    if not weights:
-        weights, key = _text(values, "load_checkpoint"), "load_checkpoint"
-    found.append(NeededFile(CHECKPOINT, key, weights))
+    # What a run is resumed from is one file a rank.
+    resumed = bool(values.get("resume_training")) or "--resume_training" in arguments
+    found.append(NeededFile(CHECKPOINT, *_weights(job, values), alike=not resumed))
     unique = {(file.check.name, file.path): file for file in reversed(found)}
     return tuple(f for f in reversed(list(unique.values())) if _on_hosts(f.path)), ""
+
+
+def _weights(job: Job, values: Mapping[str, object]) -> Tuple[str, str]:
+    """Key and path of the weights to start from; the path is empty without any."""
+    named = ("model", "model_config", "checkpoint_name_or_path")
+    if job.load_checkpoint:
+        return "--load-checkpoint", job.load_checkpoint
+    if _text(values, "load_checkpoint"):
+        return "load_checkpoint", _text(values, "load_checkpoint")
+    return ".".join(named), _text(values, *named)
 
 
 def _sections(job: Job) -> Tuple[str, ...]:

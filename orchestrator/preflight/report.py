@@ -37,7 +37,8 @@ class FileFacts:
     error: Optional[str] = None
     """Why it could not be read."""
     bytes: int = 0
-    sha256: str = ""
+    sha256: Optional[str] = None
+    """None: a folder that was only looked for."""
     sampled: bool = False
     """The digest is of samples, not of every byte."""
 
@@ -133,7 +134,8 @@ def _file(file: Mapping[str, Any]) -> FileFacts:
     path, missing, error = _a(str, file["path"]), _a(bool, file["missing"]), file["error"]
     if error is not None:
         return FileFacts(path, missing, _a(str, error))
-    size, digest = _a(int, file["bytes"]), _a(str, file["sha256"])
+    size, digest = _a(int, file["bytes"]), file["sha256"]
+    digest = None if digest is None else _a(str, digest)
     return FileFacts(path, missing, None, size, digest, _a(bool, file["sampled"]))
 
 

@@ -496,6 +496,14 @@ def test_a_host_that_cannot_reach_one_other(cluster: Ascend) -> None:
     assert finding.evidence == f"port 60000 of {other.name} ({other.name}): No route to host"
 
 
+def test_shards_of_each_host(cluster: Ascend) -> None:
+    """A folder of weights has other files on each host; it only has to be there."""
+    for number, server in enumerate(cluster.servers):
+        server.remove("data/glm2.ckpt")
+        server.write(f"data/glm2.ckpt/rank_{number}/glm2.ckpt", f"shard {number}")
+    assert bad(run(cluster)) == set()
+
+
 def test_packets_are_lost(cluster: Ascend) -> None:
     source, target = cluster.servers[1], cluster.servers[2]
     source.pings(0, target.ip(0), lost=1)

@@ -68,7 +68,7 @@ def test_the_answer_on_every_python(tmp_path: Path, version: str) -> None:
     (tmp_path / "hccn_tool").chmod(0o755)
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        wanted = request(tmp_path, ports=[port], files=[str(tmp_path / "none")])
+        wanted = request(tmp_path, ports=[port], files=[[str(tmp_path / "none"), True]])
         answer = ask(tmp_path, python, survey=wanted, pings=[[3, "10.0.0.1"]])
     read = parse_report(answer, host="here")
     assert read.facts.hostname == socket.gethostname()
@@ -107,6 +107,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert (one["files"], one["bytes"], one["sampled"]) == (2, 2, False)
     (data / "sub/b").rename(data / "sub/c")
     assert preflight.file_digest(str(data), False)["sha256"] != one["sha256"]
+    assert preflight.file_digest(str(data), False, folders=False)["sha256"] is None
     single = preflight.file_digest(str(data / "a"), False)
     assert single["sha256"] == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
     absent = preflight.file_digest(str(data / "a" / "x"), False)

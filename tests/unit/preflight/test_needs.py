@@ -62,6 +62,26 @@ def test_options_go_before_the_file() -> None:
     assert files(job(worker_args=("--train_dataset_dir=/x",)))[0] == ("dataset", "/x")
 
 
+def test_weights_named_by_the_model() -> None:
+    named = CONFIG.replace(
+        "load_checkpoint: /weights/glm2.ckpt",
+        "model: {model_config: {checkpoint_name_or_path: /weights/own.ckpt}}",
+    )
+    (weights,) = needs_of(HOSTS, job("export", named)).files
+    assert (weights.key, weights.path) == (
+        *("model.model_config.checkpoint_name_or_path", "/weights/own.ckpt"),
+    )
+
+
+def test_what_a_run_is_resumed_from_is_not_alike() -> None:
+    def alike(wanted: Job) -> list[bool]:
+        return [file.alike for file in needs_of(HOSTS, wanted).files]
+
+    assert alike(job()) == [True, True, True]
+    assert alike(job(config=CONFIG + "resume_training: True\n")) == [True, True, False]
+    assert alike(job(worker_args=("--resume_training", "True"))) == [True, True, False]
+
+
 def test_files_that_come_with_glm2_are_not_looked_for() -> None:
     sample = CONFIG.replace("/data/", "sample:").replace("/weights/glm2.ckpt", "''")
     needs = needs_of(HOSTS, job(config=sample))
