@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Sequence
+import dataclasses
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from glm2.continuation import generate, next_token, sources
 from glm2.decoding import CachedForward, WholeForward
 from glm2.errors import UsageError
 from glm2.model import Glm2
-from glm2.sampling import GREEDY, Sampling, choose, penalise
+from glm2.sampling import GREEDY, Sampling
+from glm2.streaming import TextStreamer
 from glm2.tokenizer import pad_left
 
 NARROWEST = 16
@@ -57,36 +60,10 @@ class Generator:
         *,
         max_length: Optional[int] = None,
         draws: Optional[Sequence[int]] = None,
+        show: Optional[Callable[[int], None]] = None,
     ) -> List[List[int]]:
-        """The tokens that follow each prompt, without the one that ends them.
-
-        A row ends with ``eos_token_id``, after ``max_new_tokens``, or when prompt and answer
-        have together ``max_length`` tokens (at most ``seq_length``). See ``stream`` for
-        ``draws``.
-        """
-        limits = [self.limit(len(prompt), max_new_tokens, max_length) for prompt in prompts]
-        answers: List[List[int]] = [[] for _ in prompts]
-        ended = [limit <= 0 for limit in limits]
-        if all(ended):
-            return answers
-        for tokens in self.stream(prompts, sampling, max(limits), draws):
-            for row, token in enumerate(tokens):
-                if not ended[row] and token != self.config.eos_token_id:
-                    answers[row].append(token)
-                    ended[row] = len(answers[row]) == limits[row]
-                else:
-                    ended[row] = True
-            if all(ended):
-                break
-        return answers
-
-    def limit(
-        self, prompt: int, max_new_tokens: Optional[int] = None, max_length: Optional[int] = None
-    ) -> int:
-        """The most tokens that an answer to a prompt of so many tokens may have."""
-        whole = self.config.seq_length if max_length is None else max_length
-        room = min(whole, self.config.seq_length) - prompt
-        return room if max_new_tokens is None else min(room, max_new_tokens)
+        """The tokens that follow each prompt; see ``continuation.generate``."""
+        return generate(self, prompts, sampling, max_new_tokens, max_length=max_length, draws=draws)
 
     def stream(
         self,
@@ -95,12 +72,7 @@ class Generator:
         max_new_tokens: Optional[int] = None,
         draws: Optional[Sequence[int]] = None,
     ) -> Iterator[List[int]]:
-        """One token for each prompt at a time, also behind the end of a row.
-
-        Each row draws from a source of its own, seeded with ``sampling.seed`` and the row's
-        number in ``draws`` (default: its place), so that the other rows of the batch change
-        nothing.
-        """
+        """One token for each prompt at a time; see ``Continues``."""
         width = self._width(prompts)
         missing = self.batch - len(prompts)
         ids = pad_left(prompts, width, self.config.pad_token_id)
@@ -108,10 +80,7 @@ class Generator:
         filled[:, :width] = ids + [ids[0]] * missing
         lengths = [len(prompt) for prompt in prompts]
         padding = width - np.array(lengths + lengths[:1] * missing, np.int32)
-        sources = [
-            np.random.default_rng([sampling.seed, number])
-            for number in (draws or range(len(prompts)))
-        ]
+        draw = sources(sampling, len(prompts), draws)
         step = self._cached_steps if self.cached else self._whole_steps
         steps = step(filled, width, padding, sampling.greedy)
         columns = min(self.capacity - width, self.config.seq_length - min(lengths))
@@ -122,7 +91,7 @@ class Generator:
             if not sampling.greedy:
                 for row, logits in enumerate(found):
                     used = filled[row, padding[row] : column]
-                    filled[row, column] = _drawn(logits, used, sampling, sources[row])
+                    filled[row, column] = next_token(logits, used, sampling, draw[row])
             else:
                 filled[: len(prompts), column] = found
             yield filled[: len(prompts), column].tolist()
@@ -170,6 +139,98 @@ class Generator:
             yield best.asnumpy()[:, 0] if greedy else logits.asnumpy()
 
 
+def continue_prompts(
+    model: Glm2,
+    input_ids: Any,
+    *,
+    max_length: Optional[int] = None,
+    max_new_tokens: Optional[int] = None,
+    do_sample: Optional[bool] = None,
+    top_k: Optional[int] = None,
+    top_p: Optional[float] = None,
+    temperature: Optional[float] = None,
+    repetition_penalty: Optional[float] = None,
+    seed: Optional[int] = None,
+    streamer: Optional[TextStreamer] = None,
+) -> List[List[int]]:
+    """Each prompt with the tokens that follow it, without the one that ends them.
+
+    ``input_ids`` are the token ids of one prompt or of several, as lists, an array or a tensor;
+    padding on the left is passed over. Answers end with ``eos_token_id``, after
+    ``max_new_tokens``, or when prompt and answer have together ``max_length`` tokens; without
+    both, ``max_decode_length`` of the configuration. What is not given is as the configuration
+    says; without ``seed`` each call draws anew. ``streamer`` shows the answer to a single prompt
+    as it grows. The first call compiles. Raises UsageError for a prompt without room.
+    """
+    config = model.config
+    prompts = _rows(input_ids, config.pad_token_id)
+    given = {
+        "do_sample": do_sample,
+        "top_k": top_k,
+        "top_p": top_p,
+        "temperature": temperature,
+        "repetition_penalty": repetition_penalty,
+    }
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    changes = {key: value for key, value in given.items() if value is not None}
+    sampling = dataclasses.replace(Sampling.of(config, seed), **changes)
+    if max_length is None and max_new_tokens is None:
+        max_length = config.max_decode_length
+    whole = config.seq_length if max_length is None else max_length
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}; at least 1")
+    if whole > config.seq_length:
+        raise UsageError(
+            f"max_length is {whole}, the model's seq_length {config.seq_length}",
+            hint="lower max_length, or build the model with a larger seq_length",
+        )
+    longest = max(map(len, prompts), default=0)
+    if longest >= whole:
+        raise UsageError(
+            f"a prompt has {longest} tokens; prompt and answer have together at most {whole}",
+            hint="shorten the prompt, or raise max_length (and seq_length)",
+        )
+    if streamer and len(prompts) != 1:
+        raise UsageError(f"a streamer shows one answer, not {len(prompts)} at once")
+    new = whole - min(map(len, prompts), default=0)
+    if max_new_tokens is not None:
+        new = min(new, max_new_tokens)
+    generator = _generator(model, len(prompts), padded_width(longest) + new)
+    found = generator.generate(
+        prompts, sampling, max_new_tokens, max_length=whole, show=streamer and streamer.put
+    )
+    if streamer:
+        streamer.end()
+    return [[*prompt, *answer] for prompt, answer in zip(prompts, found)]
+
+
+def _generator(model: Glm2, batch: int, columns: int) -> Generator:
+    """The generator of the last call with so many prompts if it has room, else a larger one."""
+    kept: Optional[Generator] = model.generators.get(batch)
+    if kept is None or kept.capacity < columns:
+        # In steps of 64, so that prompts of about the same length share a graph.
+        capacity = -(-columns // 64) * 64
+        kept = Generator(model, batch=batch, capacity=capacity, use_past=model.config.use_past)
+        model.generators[batch] = kept
+    return kept
+
+
+def _rows(input_ids: Any, pad_id: int) -> List[List[int]]:
+    """Lists of token ids without padding on the left, from whatever holds them."""
+    if isinstance(input_ids, Tensor):
+        input_ids = input_ids.asnumpy()
+    rows = [row.asnumpy() if isinstance(row, Tensor) else row for row in input_ids]
+    if rows and np.ndim(rows[0]) == 0:
+        rows = [rows]
+    found: List[List[int]] = []
+    for row in rows:
+        ids = [int(token) for token in row]
+        first = next((i for i, token in enumerate(ids) if token != pad_id), len(ids))
+        found.append(ids[first:])
+    return found
+
+
 def padded_width(longest: int) -> int:
     """Tokens that a prompt is padded to: the next power of two, at least NARROWEST.
 
@@ -177,12 +238,3 @@ def padded_width(longest: int) -> int:
     (16, 64, 128)
     """
     return max(NARROWEST, 1 << (longest - 1).bit_length())
-
-
-def _drawn(
-    logits: np.ndarray, used: np.ndarray, sampling: Sampling, source: np.random.Generator
-) -> int:
-    """The next token of a row that has the tokens ``used``."""
-    if sampling.repetition_penalty != 1.0:
-        logits = penalise(logits, used, sampling.repetition_penalty)
-    return int(choose(logits[None], sampling, source)[0])

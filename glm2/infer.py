@@ -10,17 +10,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 from glm2 import sample
 from glm2.config import ModelConfig
+from glm2.continuation import next_token, sources
 from glm2.errors import ConfigError, UsageError
 from glm2.infer_section import Graphs
+from glm2.predict import answers
 from glm2.prompts import read_prompts
 from glm2.runtimes import RUNTIMES, Graph, Loader, find_runtime, graph_file, loader
-from glm2.sampling import Sampling, choose, penalise
+from glm2.sampling import Sampling
 from glm2.settings import Device, Settings, find_config, load_settings
 from glm2.tokenizer import Tokenizer, build_prompt, tokenizer_for
 
@@ -51,8 +53,8 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     model = Exported.load(graphs, config, load)
     sampling = Sampling.of(config, settings.seed if settings else 0)
     if questions:
-        for text in answers(model, tokenizer, questions, sampling):
-            print([{"text_generation_text": [text]}], flush=True)
+        for answer in answers(model, tokenizer, questions, sampling):
+            print([{"text_generation_text": [answer.text]}], flush=True)
         return 0
     return _converse(model, tokenizer, sampling)
 
@@ -71,76 +73,48 @@ class Exported:
         files = [graph_file(graphs.prefill), graph_file(graphs.increment)]
         return cls(config, load(files[0]), load(files[1]))
 
+    @property
+    def batch(self) -> int:
+        return self.config.batch_size
+
     def stream(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        max_new_tokens: Optional[int] = None,
+        draws: Optional[Sequence[int]] = None,
     ) -> Iterator[List[int]]:
-        """One token for each prompt at a time, also behind the end of a row; ``limit`` tokens at
-        most. UsageError for prompts that do not fit the graphs.
-        """
-        batch, columns = self.config.batch_size, self.config.seq_length
-        longest = max(map(len, prompts))
-        if len(prompts) > batch or longest >= columns:
+        """One token for each prompt at a time; see ``Continues``."""
+        batch, columns = self.batch, self.config.seq_length
+        lengths = [len(prompt) for prompt in prompts]
+        if not 0 < len(prompts) <= batch or not 0 < min(lengths) <= max(lengths) < columns:
             raise UsageError(
-                f"the graphs take {batch} prompts of less than {columns} tokens, not "
-                f"{len(prompts)} of {longest}",
-                hint="shorten the prompt, or export with a larger seq_length",
+                f"the graphs take 1 to {batch} prompts of 1 to {columns - 1} tokens, not "
+                f"{len(prompts)} of up to {max(lengths, default=0)}",
+                hint="shorten the prompt, or export with a larger seq_length or batch_size",
             )
-        rows = [*prompts, *[prompts[0]] * (batch - len(prompts))]
+        missing = batch - len(prompts)
         used = np.full((batch, columns), self.config.pad_token_id, np.int32)
-        for row, prompt in zip(used, rows):
+        for row, prompt in zip(used, [*prompts, *prompts[:1] * missing]):
             row[: len(prompt)] = prompt
-        position = np.array([len(row) for row in rows], np.int32)
-        draw = np.random.default_rng(sampling.seed)
-        graph, caches = self.prefill, []
-        inputs = [used.copy(), position.copy()]
-        for _ in range(min(limit, columns - longest)):
+        ends = np.array(lengths + lengths[:1] * missing, np.int32)
+        draw = sources(sampling, len(prompts), draws)
+        graph, inputs, caches = self.prefill, [used.copy(), ends.copy()], []
+        count = columns - min(lengths)
+        for _ in range(count if max_new_tokens is None else min(count, max_new_tokens)):
             out, *caches = graph.run([*inputs, *caches])
-            logits = np.array(graph.to_numpy(out))[: len(prompts)]
-            if sampling.repetition_penalty != 1.0:
-                for i in range(len(prompts)):
-                    seen = used[i, : position[i]]
-                    logits[i] = penalise(logits[i], seen, sampling.repetition_penalty)
-            tokens = choose(logits, sampling, draw).astype(np.int32)
-            yield [int(token) for token in tokens]
-            tokens = np.append(tokens, np.repeat(tokens[:1], batch - len(prompts)))
-            used[np.arange(batch), position] = tokens
-            graph, inputs = self.increment, [tokens, position.copy()]
-            position += 1
-
-
-def answers(
-    model: Exported, tokenizer: Tokenizer, questions: Sequence[str], sampling: Sampling
-) -> Iterator[str]:
-    """Each question with its answer, as ``predict`` gives them."""
-    prompts = [tokenizer.encode(text) for text in questions]
-    width = max(map(len, prompts))
-    limit = max(model.config.max_decode_length - width, 1)
-    for first in range(0, len(prompts), model.config.batch_size):
-        group = prompts[first : first + model.config.batch_size]
-        found: List[List[int]] = [[] for _ in group]
-        ended = [False] * len(group)
-        for tokens in model.stream(group, sampling, limit):
-            for row, token in enumerate(tokens):
-                ended[row] = ended[row] or token == model.config.eos_token_id
-                if not ended[row]:
-                    found[row].append(token)
-            if all(ended):
-                break
-        for prompt, tokens in zip(group, found):
-            yield tokenizer.decode([*prompt, *tokens])
-
-
-def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of a growing answer in pieces; a character of several tokens comes whole."""
-    seen: List[int] = []
-    shown = ""
-    for token in ids:
-        seen.append(token)
-        text = tokenizer.decode(seen)
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(seen)[len(shown) :]
+            logits = graph.to_numpy(out)
+            tokens = [
+                next_token(logits[row], used[row, : ends[row]], sampling, draw[row])
+                for row in range(len(prompts))
+            ]
+            yield tokens
+            new = np.array(tokens + tokens[:1] * missing, np.int32)
+            # A row at its last column stays there, while the others grow: it has ended.
+            place = np.minimum(ends, columns - 1)
+            used[np.arange(batch), place] = new
+            graph, inputs = self.increment, [new, place]
+            ends = np.minimum(ends + 1, columns)
 
 
 def _converse(model: Exported, tokenizer: Tokenizer, sampling: Sampling) -> int:
@@ -154,32 +128,21 @@ def _converse(model: Exported, tokenizer: Tokenizer, sampling: Sampling) -> int:
             return 0
         if not line.strip():
             continue
-        whole = line.startswith("[Round")
-        prompt = tokenizer.encode(line.replace("\\n", "\n") if whole else build_prompt(line))
+        text = line.replace("\\n", "\n") if line.startswith("[Round") else build_prompt(line)
+        begun = time.monotonic()
         try:
-            _answer(model, tokenizer, prompt, sampling)
+            (answer,) = answers(model, tokenizer, [text], sampling, _print)
         except UsageError as error:
-            print(f"{error.message} → {error.hint}", file=sys.stderr)
+            print(f"{error.message}\n  → {error.hint}", file=sys.stderr)
+            continue
+        took = time.monotonic() - begun
+        print(flush=True)
+        speed = f"{answer.tokens} tokens, {answer.tokens / took:.1f} tokens/s"
+        print(speed, file=sys.stderr)
 
 
-def _answer(model: Exported, tokenizer: Tokenizer, prompt: List[int], sampling: Sampling) -> None:
-    """Print the answer as it grows, and how fast it did."""
-    limit = max(model.config.max_decode_length - len(prompt), 1)
-    begun, count = time.monotonic(), 0
-
-    def until_end() -> Iterator[int]:
-        nonlocal count
-        for (token,) in model.stream([prompt], sampling, limit):
-            count += 1
-            if token == model.config.eos_token_id:
-                return
-            yield token
-
-    for piece in pieces(until_end(), tokenizer):
-        print(piece, end="", flush=True)
-    took = time.monotonic() - begun
-    print(flush=True)
-    print(f"{count} tokens, {count / took:.1f} tokens/s", file=sys.stderr)
+def _print(piece: str) -> None:
+    print(piece, end="", flush=True)
 
 
 def _settings(options: argparse.Namespace) -> Optional[Settings]:

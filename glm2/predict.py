@@ -1,16 +1,21 @@
-"""Answers to prompts, as the guide's ``predict`` gives them."""
+"""Answers to prompts, as the guide's ``predict`` gives them. Needs no MindSpore by itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence
 
+from glm2.config import ModelConfig
+from glm2.continuation import Continues, generate, limit
 from glm2.errors import UsageError
-from glm2.generate import Generator, padded_width
-from glm2.model import Glm2
 from glm2.sampling import Sampling
 from glm2.streaming import pieces
 from glm2.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # `infer` has no network: its graphs may run where there is no MindSpore.
+    from glm2.model import Glm2
+
+Show = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -26,55 +31,80 @@ def predict(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     sampling: Sampling,
-    show: Optional[Callable[[str], None]] = None,
+    show: Optional[Show] = None,
 ) -> Iterator[Answer]:
-    """Continue each text, ``batch_size`` of the model's configuration at a time.
+    """Continue each text with the network; see ``answers``."""
+    from glm2.generate import Generator, padded_width
+
+    config = model.config
+    lengths = [len(prompt) for prompt in encoded(tokenizer, texts, config)]
+    generator = Generator(
+        model,
+        batch=1 if show else min(config.batch_size, len(lengths)),
+        capacity=padded_width(max(lengths)) + whole_length(config) - min(lengths),
+        use_past=config.use_past,
+    )
+    return answers(generator, tokenizer, texts, sampling, show)
+
+
+def answers(
+    model: Continues,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    sampling: Sampling,
+    show: Optional[Show] = None,
+) -> Iterator[Answer]:
+    """Continue each text, ``model.batch`` at a time.
 
     Prompt and continuation have at most ``max_decode_length`` tokens; UsageError for a prompt
     without room for one more. With ``show``, texts are continued one by one, and it is called
     with each piece of prompt and answer as it comes.
     """
-    config = model.config
+    prompts = encoded(tokenizer, texts, model.config)
+    if show:
+        for number, prompt in enumerate(prompts):
+            yield _shown(model, tokenizer, prompt, sampling, number, show)
+        return
+    length = whole_length(model.config)
+    for first in range(0, len(prompts), model.batch):
+        group = prompts[first : first + model.batch]
+        numbers = range(first, first + len(group))
+        found = generate(model, group, sampling, max_length=length, draws=numbers)
+        for prompt, tokens in zip(group, found):
+            yield Answer(tokenizer.decode([*prompt, *tokens]), len(tokens))
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str], config: ModelConfig) -> List[List[int]]:
+    """The texts' tokens; UsageError for a text without room for an answer."""
     prompts = [tokenizer.encode(text) for text in texts]
-    length = min(config.max_decode_length, config.seq_length)
-    longest = max(map(len, prompts))
+    length, longest = whole_length(config), max(map(len, prompts))
     if longest >= length:
         raise UsageError(
             f"a prompt has {longest} tokens; prompt and answer have together at most {length}",
             hint="shorten it, or raise model.model_config.max_decode_length and seq_length",
         )
-    generator = Generator(
-        model,
-        batch=1 if show else min(config.batch_size, len(prompts)),
-        capacity=padded_width(longest) + length - min(map(len, prompts)),
-        use_past=config.use_past,
-    )
-    if show:
-        for number, prompt in enumerate(prompts):
-            yield _shown(generator, tokenizer, prompt, sampling, number, show)
-        return
-    for first in range(0, len(prompts), generator.batch):
-        group = prompts[first : first + generator.batch]
-        numbers = range(first, first + len(group))
-        found = generator.generate(group, sampling, max_length=length, draws=numbers)
-        for prompt, tokens in zip(group, found):
-            yield Answer(tokenizer.decode([*prompt, *tokens]), len(tokens))
+    return prompts
+
+
+def whole_length(config: ModelConfig) -> int:
+    """The most tokens that prompt and answer have together."""
+    return min(config.max_decode_length, config.seq_length)
 
 
 def _shown(
-    generator: Generator,
+    model: Continues,
     tokenizer: Tokenizer,
     prompt: List[int],
     sampling: Sampling,
     number: int,
-    show: Callable[[str], None],
+    show: Show,
 ) -> Answer:
     tokens: List[int] = []
+    most = limit(model.config, len(prompt), max_length=whole_length(model.config))
 
     def until_end() -> Iterator[int]:
-        limit = generator.limit(len(prompt), max_length=generator.config.max_decode_length)
-        for (token,) in generator.stream([prompt], sampling, limit, [number]):
-            if token == generator.config.eos_token_id:
+        for (token,) in model.stream([prompt], sampling, most, [number]):
+            if token == model.config.eos_token_id:
                 return
             tokens.append(token)
             yield token

@@ -13,8 +13,9 @@ import pytest
 from glm2.__main__ import main
 from glm2.config import ModelConfig
 from glm2.errors import UsageError
-from glm2.infer import Exported, answers, pieces
+from glm2.infer import Exported
 from glm2.infer_section import Graphs
+from glm2.predict import answers
 from glm2.prompts import read_prompts
 from glm2.runtimes import find_runtime, graph_file
 from glm2.sampling import GREEDY, Sampling
@@ -48,7 +49,8 @@ class Counting:
         else:  # Increment: a token and its column, and the cache.
             token, position, seen = inputs
             seen = seen.copy()
-            assert (seen[np.arange(len(token)), position] == -100).all()
+            free = seen[np.arange(len(token)), position] == -100
+            assert (free | (position == seen.shape[1] - 1)).all()
             seen[np.arange(len(token)), position] = token
         sums = np.where(seen == -100, 0, seen).sum(1) % 50
         return [np.eye(50, dtype=np.float32)[sums], seen]
@@ -79,8 +81,10 @@ class TestStream:
     def test_a_single_prompt_fills_the_batch(self, model: Exported) -> None:
         assert [row for (row,) in model.stream([[4, 4]], GREEDY, 3)] == expected([4, 4], 3)
 
-    def test_it_ends_where_the_columns_do(self, model: Exported) -> None:
-        assert len(list(model.stream([[1] * 8, [1]], GREEDY, 100))) == 2
+    def test_a_row_at_its_last_column_leaves_the_others_alone(self, model: Exported) -> None:
+        found = list(zip(*model.stream([[1] * 8, [1]], GREEDY, 100)))
+        assert list(found[0])[:2] == expected([1] * 8, 2)
+        assert list(found[1]) == expected([1], 9)
 
     def test_shapes_never_change(self, model: Exported) -> None:
         list(model.stream([[1, 2, 3]], GREEDY, 4))
@@ -89,41 +93,21 @@ class TestStream:
         assert {tuple(value.shape for value in call) for call in others} == {((2,), (2,), (2, 10))}
         assert {value.dtype for call in others for value in call[:2]} == {np.dtype(np.int32)}
 
-    def test_used_tokens_are_penalised(self, model: Exported) -> None:
-        """The best token has the logit 1, all others 0: a used one with a penalty still wins,
-        unless its logit is not positive."""
-        penalty = dataclasses.replace(GREEDY, repetition_penalty=2.0)
-        assert list(model.stream([[1]], penalty, 1)) == [[1]]
-
-    def test_draws_depend_on_the_seed_only(self, model: Exported) -> None:
+    def test_draws_depend_on_seed_and_number_only(self, model: Exported) -> None:
         drawn = Sampling(do_sample=True, temperature=5.0, seed=3)
-        first = list(model.stream([[1, 2], [3]], drawn, 6))
-        assert first == list(model.stream([[1, 2], [3]], drawn, 6))
+        first, second = zip(*model.stream([[1, 2], [3]], drawn, 6, [7, 8]))
+        assert list(model.stream([[3]], drawn, 6, [8])) == [[token] for token in second]
+        assert list(model.stream([[1, 2]], drawn, 6, [7])) == [[token] for token in first]
         other = dataclasses.replace(drawn, seed=4)
-        assert first != list(model.stream([[1, 2], [3]], other, 6))
+        assert list(model.stream([[3]], other, 6, [8])) != [[token] for token in second]
 
-    @pytest.mark.parametrize("prompts", [[[1] * 10], [[1], [2], [3]]])
+    @pytest.mark.parametrize("prompts", [[[1] * 10], [[1], [2], [3]], [], [[]]])
     def test_prompts_that_do_not_fit(self, model: Exported, prompts: List[List[int]]) -> None:
-        with pytest.raises(UsageError, match="the graphs take 2 prompts of less than 10 tokens"):
+        with pytest.raises(UsageError, match="the graphs take 1 to 2 prompts of 1 to 9 tokens"):
             list(model.stream(prompts, GREEDY, 1))
 
 
-class TestText:
-    def test_pieces_are_the_text(self, tokenizer: Tokenizer) -> None:
-        text = "这款裙子，𠮷 abc 經典"  # Characters of several tokens: not all are pieces.
-        ids = tokenizer.encode(text, special=False)
-        found = list(pieces(ids, tokenizer))
-        assert "".join(found) == tokenizer.decode(ids)
-        assert "�" not in "".join(found)
-        assert len(found) > 5
-
-    def test_a_character_cut_off_is_shown_at_the_end(self, tokenizer: Tokenizer) -> None:
-        ids = tokenizer.encode("𠮷", special=False)[:-1]
-        assert "".join(pieces(ids, tokenizer)) == tokenizer.decode(ids)
-
-    def test_no_tokens(self, tokenizer: Tokenizer) -> None:
-        assert "".join(pieces([], tokenizer)) == ""
-
+class TestAnswers:
     def test_answers_end_at_eos_and_keep_their_order(self, tokenizer: Tokenizer) -> None:
         class Fixed:
             """Says 黑 and ends, a step later for each further row."""
@@ -147,10 +131,12 @@ class TestText:
         )
         graph = Fixed()
         questions = ["类型#裙", "类型#裤", "类型#上衣"]
-        found = list(answers(Exported(config, graph, graph), tokenizer, questions, GREEDY))
+        found = answers(Exported(config, graph, graph), tokenizer, questions, GREEDY)
         black_text = tokenizer.decode([black])
         counts = [1, 2, 1]
-        assert found == [q + black_text * n for q, n in zip(questions, counts)]
+        assert [(answer.text, answer.tokens) for answer in found] == [
+            (q + black_text * n, n) for q, n in zip(questions, counts)
+        ]
 
 
 class TestPrompts:
