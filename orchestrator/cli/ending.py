@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, List, Optional
 
 from orchestrator.cli.output import print_json, say, seconds
 from orchestrator.cli.results import print_results
-from orchestrator.errors import HostUnreachable, JobCancelled, JobFailed, OrchError
+from orchestrator.errors import HostUnreachable, JobCancelled, JobFailed, JobHung, OrchError
 
 if TYPE_CHECKING:
     from orchestrator.diagnosis.cause import Diagnosis
@@ -34,7 +34,8 @@ def follow_to_end(run: OpenRun, *, grace_s: float, show_logs: bool, output: str)
 
 
 def tell_ending(paths: RunPaths, output: str) -> None:
-    """Say how an ended run ended. Raises JobFailed, JobCancelled or HostUnreachable."""
+    """Say how an ended run ended. Raises JobFailed, JobHung, JobCancelled or
+    HostUnreachable."""
     from orchestrator.cli.status import state_record
     from orchestrator.runs.state import read_state
 
@@ -79,7 +80,8 @@ def ending_error(state: RunState, answer: Optional[Diagnosis] = None) -> Optiona
         )
     if state.status.value == "cancelled":
         return JobCancelled(f"run {state.run_id} was stopped", hint="")
-    return JobFailed(
+    kind = JobHung if state.exit_status == 7 else JobFailed
+    return kind(
         f"run {state.run_id} failed: {cause}",
         hint=f"read the log: glm2-orch logs {state.run_id}"
         + ("" if rank is None else f" --rank {rank}"),

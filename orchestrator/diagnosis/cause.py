@@ -3,13 +3,15 @@
 ``own-error``   a rank reports something that broke in itself (role root or config), or the system
                 killed it: the earliest one, on clocks that were corrected.
 ``named``       other ranks say whom they lost or wait for, and that rank reports nothing.
+``hang``        the run was stopped because no rank got on: those that were behind.
 ``host-lost``   a host was given up.
 ``vanished``    others complain, a few ranks are silent or have no log at all: those few.
 ``peer-error``  a transfer broke (may be the echo of a peer's end, but no peer vanished).
 ``symptom``     only effects were logged: the earliest.
 ``exit``        the rank that failed first logged nothing that is known.
 
-A rank that we ended is never the cause. What such a rank had logged before is told as a note.
+A rank that we ended is never the cause, unless we ended it because it hung. What such a rank had
+logged before is told as a note.
 """
 
 from __future__ import annotations
@@ -36,6 +38,16 @@ VANISHED = Signature(
     cause="its process was killed or hangs, its host went down, or it was never started",
     remedy="see on its host: `dmesg -T` (memory), `npu-smi info`, and what the process does",
     source="HCCL user guide, fault diagnosis",
+)
+
+HUNG = Signature(
+    id="hung",
+    patterns=(),
+    role="root",
+    meaning="the ranks stood still",
+    cause="a rank waits for data or storage, its device hangs, or the ranks wait for each other",
+    remedy="see the last lines of the ranks that were behind, their storage and `npu-smi info`",
+    source="the pace of the ranks",
 )
 
 Blamed = Union[int, Device]
@@ -72,6 +84,7 @@ def first_cause(case: Case) -> Diagnosis:
     rules: Tuple[Callable[[], Optional[Diagnosis]], ...] = (
         court.own_error,
         court.named,
+        court.hang,
         court.host_lost,
         court.vanished,
         court.peer_error,
@@ -141,6 +154,14 @@ class _Court:
             reason = f"named by {'rank ' + by if by else 'others'}; its rank is not known"
         answer = self._answer("named", reason, witness, who)
         return replace(answer, device=device)
+
+    def hang(self) -> Optional[Diagnosis]:
+        still = self.case.standstill
+        if still is None:
+            return None
+        who = [self._process(rank) for rank in still.ranks]
+        last = max((p.last_time for p in who if p.last_time is not None), default=None)
+        return Diagnosis("hang", still.sentence, HUNG, None, tuple(who), time=last)
 
     def host_lost(self) -> Optional[Diagnosis]:
         for host, sentence in self.case.lost_hosts.items():

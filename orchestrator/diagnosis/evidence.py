@@ -107,6 +107,14 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Standstill:
+    """The run was stopped because no rank got on: a sentence, and the ranks that were behind."""
+
+    sentence: str
+    ranks: Tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
     """A job to be judged.
 
@@ -120,6 +128,7 @@ class Case:
     clocks_known: bool = False
     devices: Mapping[Device, int] = field(default_factory=dict)
     lost_hosts: Mapping[str, str] = field(default_factory=dict)
+    standstill: Optional[Standstill] = None
 
     def by_rank(self) -> Dict[int, Process]:
         return {p.rank: p for p in self.processes if p.rank is not None}

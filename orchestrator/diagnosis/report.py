@@ -11,17 +11,19 @@ from orchestrator.diagnosis.lines import show_time
 from orchestrator.logs.ranks import format_ranks
 from orchestrator.logs.text import printable
 
-_MOST_TEXT = 240
+_MOST_TEXT, _MOST_HEADLINE = 240, 120
 
 
 def headline(diagnosis: Diagnosis) -> str:
     """One sentence: ``rank 5 on node1: EL0004, memory of the device could not be allocated``."""
     if not diagnosis.found:
         return "no cause was found in the logs"
-    if diagnosis.rule == "host-lost":
+    if diagnosis.rule in ("host-lost", "hang"):
         return printable(diagnosis.reason)
     what = "failed first, its log does not say why"
-    if diagnosis.signature is not None:
+    if diagnosis.signature is not None and diagnosis.signature.wraps and diagnosis.finding:
+        what = _cut(diagnosis.finding.text, _MOST_HEADLINE)  # The line says more than the table.
+    elif diagnosis.signature is not None:
         what = f"{diagnosis.signature.id}, {diagnosis.signature.meaning}"
     elif diagnosis.rule != "exit":
         what = "an error that does not say its cause"
@@ -108,8 +110,10 @@ def _safe(value: Any) -> Any:
 def _answer(diagnosis: Diagnosis) -> Iterable[tuple[str, str]]:
     if not diagnosis.found:
         return
-    yield "when", _when(diagnosis)
-    yield "because", diagnosis.reason if diagnosis.rule != "host-lost" else ""
+    if diagnosis.rule != "hang" or diagnosis.time is not None:
+        yield "when", _when(diagnosis)
+    if diagnosis.rule not in ("host-lost", "hang"):
+        yield "because", diagnosis.reason
     if diagnosis.finding is not None:
         yield "line", f"{diagnosis.finding.place}: {_cut(diagnosis.finding.text)}"
     if diagnosis.signature is not None:
@@ -124,7 +128,7 @@ def _when(diagnosis: Diagnosis) -> str:
         return "the time is not known"
     text = show_time(diagnosis.time)
     first: Optional[Process] = diagnosis.who[0] if diagnosis.who else None
-    if diagnosis.rule in ("vanished", "host-lost"):
+    if diagnosis.rule in ("vanished", "host-lost", "hang"):
         return f"{text} (its last line)"
     if first is not None and abs(first.clock_ahead) >= 0.1:
         way = "ahead of" if first.clock_ahead > 0 else "behind"
@@ -164,5 +168,5 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join([*([f"ranks {format_ranks(ranks)}"] if ranks else []), *others])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "…"
+def _cut(text: str, most: int = _MOST_TEXT) -> str:
+    return text if len(text) <= most else text[:most] + "…"

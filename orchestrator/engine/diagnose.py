@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from orchestrator.diagnosis.cause import Diagnosis, first_cause
-from orchestrator.diagnosis.evidence import Case, Device, LogEvidence, Process
+from orchestrator.diagnosis.evidence import Case, Device, LogEvidence, Process, Standstill
 from orchestrator.diagnosis.exits import with_exit
 from orchestrator.diagnosis.folder import devices_of
 from orchestrator.diagnosis.reading import read_log
@@ -68,6 +68,7 @@ def run_case(
         clocks_known=all(offset is not None for offset in ahead.values()),
         devices=_devices(paths),
         lost_hosts=_lost_hosts(paths),
+        standstill=_standstill(paths),
     )
 
 
@@ -148,6 +149,15 @@ def _devices(paths: RunPaths) -> Dict[Device, int]:
     if plan.rank_table is not None:
         devices.update(devices_of(plan.rank_table)[0])
     return devices
+
+
+def _standstill(paths: RunPaths) -> Optional[Standstill]:
+    for event in read_events(paths.journal):
+        seen = event.get("evidence") or {}
+        if event.get("rule") == "hang" and event.get("action") == "stop":
+            ranks = (rank for rank in seen.get("ranks") or () if isinstance(rank, int))
+            return Standstill(str(seen.get("sentence")), tuple(ranks))
+    return None
 
 
 def _lost_hosts(paths: RunPaths) -> Dict[str, str]:

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from orchestrator.engine.mirror import Mirror
+from orchestrator.engine.pace import Pace, rank_of
 from orchestrator.engine.supervisor import FrameStream, Supervisor
 from orchestrator.errors import OrchError, TransportError
 from orchestrator.runs.journal import Journal, parse_line, read_events
 from orchestrator.runs.layout import RunPaths
-from orchestrator.watching import reducer
+from orchestrator.watching import reducer, training
 
 _TICK_S = 0.5
 _RECONNECT_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -68,10 +69,12 @@ def follow(
     *,
     grace_s: float,
     silence_s: float = 60.0,
+    limits: Optional[training.TrainingLimits] = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ending:
     """Follow until the run is over, stopping the other hosts when one fails.
 
+    ``limits`` say when ranks hang, are slow or diverge: a hang stops the run, the rest is told.
     May be called again for the same run after an interruption: everything seen before is in the
     mirrors, and the streams resume behind it.
     """
@@ -86,9 +89,12 @@ def follow(
     ]
     backlog = in_order(backlog, journal.events())
     with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as workers:
-        loop = _Loop(journal, observer, supervisors, workers, grace_s)
+        places = {host.name: host.processes for host in hosts}
+        pace = Pace(paths, places, limits or training.TrainingLimits(), clock)
+        loop = _Loop(journal, observer, supervisors, workers, grace_s, pace)
         try:
             for seen in backlog:
+                pace.event(seen)
                 state, actions = reducer.reduce(state, seen, clock())
                 loop.act(actions)
             for reader in readers:
@@ -132,10 +138,12 @@ def in_order(
 
 @dataclass(frozen=True)
 class _Post:
-    """Something a reader saw: an event for the reducer, or something only to be shown."""
+    """Something a reader saw: an event for the reducer, metrics of a rank, or something only to
+    be shown."""
 
     event: Optional[reducer.WatchEvent] = None
     show: Optional[Callable[[Observer], None]] = None
+    metrics: Sequence[Tuple[int, Mapping[str, Any]]] = ()
 
 
 class _Loop:
@@ -146,8 +154,10 @@ class _Loop:
         supervisors: Mapping[str, Supervisor],
         workers: ThreadPoolExecutor,
         grace_s: float,
+        pace: Pace,
     ) -> None:
         self._journal = journal
+        self._pace = pace
         self._observer = observer
         self._supervisors = supervisors
         self._workers = workers
@@ -159,13 +169,19 @@ class _Loop:
         """The next thing to reduce; ticks come in between even when hosts are busy talking."""
         if time.monotonic() - self._last_tick >= _TICK_S:
             self._last_tick = time.monotonic()
-            return reducer.Tick()
+            standstill, decisions = self._pace.tick()
+            self._tell(decisions)
+            return standstill or reducer.Tick()
         try:
             post = posts.get(timeout=_TICK_S)
         except queue.Empty:
             return None
         if post.show is not None:
             post.show(self._observer)
+        if post.metrics:
+            self._tell(self._pace.metrics(post.metrics))
+        if post.event is not None:
+            self._pace.event(post.event)
         return post.event
 
     def show_rest(self, posts: queue.SimpleQueue[_Post]) -> None:
@@ -173,6 +189,13 @@ class _Loop:
             post = posts.get()
             if post.show is not None:
                 post.show(self._observer)
+
+    def _tell(self, decisions: Sequence[reducer.Decide]) -> None:
+        """Decisions after which the run goes on."""
+        for one in decisions:
+            evidence = dict(one.evidence)
+            self._journal.append("decision", action="tell", rule=one.rule, evidence=evidence)
+            self._observer.decision(training.sentence(one))
 
     def act(self, actions: List[reducer.Action]) -> None:
         for action in actions:
@@ -272,7 +295,11 @@ class _Reader:
         process = file.split("/")[1]
         if file.endswith("/metrics.jsonl"):
             *lines, self._partial[file] = (self._partial.get(file, b"") + data).split(b"\n")
-            for entry in filter(None, map(parse_line, lines)):
+            entries = list(filter(None, map(parse_line, lines)))
+            rank = rank_of(process)
+            if rank is not None and entries:
+                self._post(_Post(metrics=[(rank, entry) for entry in entries]))
+            for entry in entries:
                 self._show(lambda seen, line=entry: seen.metrics(process, line))  # type: ignore[misc]
         else:
             self._show(lambda seen: seen.log(process, data))

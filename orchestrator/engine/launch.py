@@ -120,9 +120,12 @@ def watch_run(run: OpenRun, observer: Observer, *, grace_s: float) -> Ending:
 
 
 def exit_status(ending: Ending) -> int:
-    """The exit status of ``launch`` for an ending: a lost host is a transport failure (5)."""
+    """The exit status of ``launch`` for an ending: a lost host is a transport failure (5), a
+    hang has its own (7)."""
     if ending.failure is not None and ending.failure.rule == "host-silent":
         return 5
+    if ending.failure is not None and ending.failure.rule == "hang":
+        return 7
     return _EXIT_OF[ending.outcome]
 
 

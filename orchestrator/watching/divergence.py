@@ -44,7 +44,9 @@ def observe_loss(
     """The state after one metrics line, and ``loss-nan`` or ``scale-collapse`` when it is too
     much. Lines that report no new step change nothing."""
     step = line.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or step == state.step:
+    if not isinstance(step, int) or isinstance(step, bool):
+        return state, None
+    if state.step is not None and step <= state.step:
         return state, None
     overflow = line.get("overflow") is True
     bad = not overflow and "loss" in line and _is_no_number(line["loss"])

@@ -59,6 +59,14 @@ class Hang:
     limit_s: float
     suspects: Tuple[int, ...]
 
+    def sentence(self) -> str:
+        where = f"after step {self.step}" if self.stage == "step" else f"in {self.stage}"
+        text = f"no rank got on for {self.still_s:.0f} s (limit {self.limit_s:.0f} s), {where}"
+        if not self.suspects:
+            return text + "; all ranks stand at the same place"
+        shown = ", ".join(map(str, self.suspects[:8])) + (" …" if len(self.suspects) > 8 else "")
+        return text + f"; behind the others: rank{'s' * (len(self.suspects) > 1)} {shown}"
+
     def evidence(self) -> Dict[str, Any]:
         return {
             "stage": self.stage,

@@ -56,7 +56,11 @@ def observe(rank: RankProgress, line: Mapping[str, Any], now: float) -> RankProg
             rank, phase=phase, longest=_longer(rank, rank.phase, rank.phase_wall, wall), moved=now
         )
         return replace(rank, heard=True, phase_wall=wall, step_wall=None)
-    if isinstance(step, int) and not isinstance(step, bool) and step != rank.step:
+    if (
+        isinstance(step, int)
+        and not isinstance(step, bool)
+        and (rank.step is None or step > rank.step)
+    ):
         taken = number(line.get("step_time_s"))
         times = rank.step_times if taken is None else (*rank.step_times, taken)[-_KEPT:]
         return replace(

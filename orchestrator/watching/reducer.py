@@ -6,6 +6,7 @@ Rules, each journaled with its evidence when it fires:
 ``supervisor-lost``  a host's supervisor vanished without an ending: stop the others.
 ``host-silent``      nothing was heard of a host for ``silence_s``: unreachable is not dead, so
                      this long is waited before the run is given up; then stop the others.
+``hang``             no rank gets on for longer than its own pace allows (see ``training``).
 ``stop-requested``   an operator asked for it.
 
 When all hosts have ended (or are given up) the run is over.
@@ -27,9 +28,12 @@ class Failure:
     rank: Optional[int] = None
     exit_code: Optional[int] = None
     wall: Optional[float] = None
+    detail: str = ""
 
     def sentence(self) -> str:
         """One sentence for an operator."""
+        if self.rule == "hang":
+            return self.detail
         if self.rule == "rank-failed":
             return f"{self.process} on {self.host} failed first, {describe_exit(self.exit_code)}"
         if self.rule == "supervisor-lost":
@@ -84,11 +88,22 @@ class SupervisorLost:
 
 
 @dataclass(frozen=True)
+class Standstill:
+    """No rank gets on: a sentence that says so, and what shows it. ``rank`` of ``host`` is
+    behind the others, where one is."""
+
+    sentence: str
+    evidence: Mapping[str, Any]
+    host: str = ""
+    rank: Optional[int] = None
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
 
-WatchEvent = Union[Heard, NodeEvent, SupervisorLost, Tick]
+WatchEvent = Union[Heard, NodeEvent, SupervisorLost, Standstill, Tick]
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,9 @@ def reduce(state: Watch, event: WatchEvent, now: float) -> Result:
     actions: List[Action] = []
     if isinstance(event, Tick):
         state, actions = _give_up_silent(state, now)
+    elif isinstance(event, Standstill):
+        failure = Failure("hang", event.host, rank=event.rank, detail=event.sentence)
+        state, actions = _fail(state, failure, event.evidence)
     elif event.host in state.hosts:
         state = _with_host(state, event.host, last_heard=now)
         if isinstance(event, NodeEvent):
@@ -206,7 +224,9 @@ def _fail(state: Watch, failure: Failure, evidence: Mapping[str, Any]) -> Result
         return state, []
     state = replace(state, failure=failure, stopping=failure.rule)
     decision = Decide(failure.rule, {"host": failure.host, **evidence})
-    return state, [decision, *_stop_others(state, failure.host, failure.sentence())]
+    # A host where something failed ends by itself; one that hangs does not.
+    origin = "" if failure.rule == "hang" else failure.host
+    return state, [decision, *_stop_others(state, origin, failure.sentence())]
 
 
 def _stop_others(state: Watch, origin: str, reason: str) -> List[Action]:

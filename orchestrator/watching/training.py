@@ -89,6 +89,18 @@ def on_exit(state: Training, rank: int) -> Training:
     return replace(state, ranks={one: view for one, view in state.ranks.items() if one != rank})
 
 
+def sentence(decision: Decide) -> str:
+    """A decision of ``on_metrics`` or ``on_tick`` for people."""
+    seen = decision.evidence
+    if decision.rule == "straggler":
+        return f"{seen['kind']} {seen['name']} is slow: {seen['ratio']} times the usual step"
+    if decision.rule == "loss-nan":
+        return f"the loss of rank {seen['rank']} is no number since step {seen['first_step']}"
+    if decision.rule == "scale-collapse":
+        return f"rank {seen['rank']} has had no step without overflow since {seen['first_step']}"
+    return str(seen["sentence"])
+
+
 def on_tick(state: Training, now: float) -> Tuple[Training, List[Decide]]:
     """Time has passed: look for hangs and stragglers."""
     decisions: List[Decide] = []
@@ -97,7 +109,8 @@ def on_tick(state: Training, now: float) -> Tuple[Training, List[Decide]]:
         # It moves (again): the next standstill is another one.
         state = replace(state, told=state.told - {("hang", "hang")})
     else:
-        state, decisions = _tell(state, "hang", "hang", hang.evidence())
+        evidence = {"sentence": hang.sentence(), **hang.evidence()}
+        state, decisions = _tell(state, "hang", "hang", evidence)
     for one in find_stragglers(state.ranks.values(), state.limits.straggler):
         state, more = _tell(state, "straggler", (one.kind, one.name), one.evidence())
         decisions += more

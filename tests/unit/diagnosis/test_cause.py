@@ -179,6 +179,11 @@ def test_the_same_message_of_many_ranks_is_one_line(rank):
     assert shown[0].startswith("  [2-7] 00:00:02.000 rank_2.log:1: EI0006")
 
 
+def test_an_exception_is_told_by_its_own_words(rank):
+    answer = judge(rank(0, (1, "KeyError: 'input_ids'")), rank(1, (2, OK)))
+    assert headline(answer) == "rank 0: KeyError: 'input_ids'"
+
+
 def test_nothing_found_is_said(rank):
     answer = judge(rank(0, (1, OK)), rank(1, (2, OK)))
     assert not answer.found

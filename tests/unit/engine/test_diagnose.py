@@ -7,6 +7,7 @@ import json
 import pytest
 
 from orchestrator.diagnosis.cause import first_cause
+from orchestrator.diagnosis.report import headline
 from orchestrator.diagnosis.signatures import load_table
 from orchestrator.engine.diagnose import diagnose_run, run_case, tables
 from orchestrator.errors import SpecError
@@ -118,6 +119,19 @@ def test_a_host_that_was_given_up_is_the_cause(run, table):
     answer = diagnose_run(run, table)
     assert (answer.rule, [process.rank for process in answer.who]) == ("host-lost", [2, 3])
     assert answer.reason == "b was not heard of for too long"
+
+
+def test_a_hang_names_the_ranks_that_were_behind(run, table):
+    for rank, host in ((0, "a"), (1, "a"), (2, "b"), (3, "b")):
+        log(run, rank, (1 if host == "a" else 21, "{} start"))
+        exited(run, host, rank, 90, 143, collateral=True)
+    sentence = "no rank got on for 601 s (limit 600 s), after step 20; behind the others: rank 2"
+    evidence = {"host": "b", "sentence": sentence, "ranks": [2]}
+    Journal(run.journal).append("decision", action="stop", rule="hang", evidence=evidence)
+    Journal(run.journal).append("end", outcome="failed", exit_status=7, cause=None)
+    answer = diagnose_run(run, table)
+    assert (answer.rule, [process.rank for process in answer.who]) == ("hang", [2])
+    assert headline(answer) == sentence
 
 
 def test_without_logs_and_journals_nothing_is_found(run, table):

@@ -13,6 +13,7 @@ from orchestrator.watching.reducer import (
     Finish,
     Heard,
     NodeEvent,
+    Standstill,
     StopHost,
     SupervisorLost,
     Tick,
@@ -158,3 +159,26 @@ def test_laws(script):
     stopped = [action.host for action in actions if isinstance(action, StopHost)]
     assert len(stopped) == len(set(stopped))
     assert state.over == bool(finishes)
+
+
+def test_a_standstill_stops_every_host_and_is_the_cause():
+    state = reducer.begin(["a", "b"], 0.0)
+    still = Standstill("no rank got on", {"ranks": [3]}, "b", 3)
+    state, actions = play(state, (still, 10.0))
+    assert [one.rule for one in actions if isinstance(one, Decide)] == ["hang"]
+    assert sorted(one.host for one in actions if isinstance(one, StopHost)) == ["a", "b"]
+    ended = [
+        (NodeEvent(host, {"event": "finished", "outcome": "cancelled"}), 11.0) for host in "ab"
+    ]
+    state, actions = play(state, *ended)
+    assert state.failure is not None
+    assert actions == [Finish("failed", state.failure)]
+    assert (state.failure.rule, state.failure.sentence()) == ("hang", "no rank got on")
+
+
+def test_a_standstill_after_a_failure_is_a_consequence():
+    state, _ = play(reducer.begin(["a", "b"], 0.0), (exited("a", "rank_0", 3), 1.0))
+    state, actions = play(state, (Standstill("no rank got on", {}), 10.0))
+    assert actions == []
+    assert state.failure is not None
+    assert state.failure.rule == "rank-failed"

@@ -13,7 +13,14 @@ from orchestrator.watching.divergence import Divergence, observe_loss
 from orchestrator.watching.hang import HangLimits, find_hang
 from orchestrator.watching.progress import RankProgress, observe
 from orchestrator.watching.straggler import find_stragglers
-from orchestrator.watching.training import Place, begin_training, on_exit, on_metrics, on_tick
+from orchestrator.watching.training import (
+    Place,
+    begin_training,
+    on_exit,
+    on_metrics,
+    on_tick,
+    sentence,
+)
 
 HOSTS, SLOTS = 4, 8
 
@@ -85,7 +92,10 @@ def test_a_rank_that_stands_still_while_others_wait_is_named():
     assert decisions == []
     state, (decision,) = on_tick(state, now + 603)
     assert decision.rule == "hang"
-    assert decision.evidence == {
+    assert sentence(decision) == (
+        "no rank got on for 601 s (limit 600 s), after step 20; behind the others: rank 13"
+    )
+    assert {key: value for key, value in decision.evidence.items() if key != "sentence"} == {
         "stage": "step", "step": 20, "still_s": 601.0, "limit_s": 600.0, "ranks": [13],
     }  # fmt: skip
     assert on_tick(state, now + 5000)[1] == []
@@ -271,6 +281,7 @@ def test_laws(events):
     assert repr(play(events)[1]) == repr(told)
     for _, decision in told:
         json.dumps(dict(decision.evidence))
+        assert sentence(decision)
     once = [
         (one.rule, one.evidence.get("kind"), one.evidence.get("name"))
         for _, one in told
