@@ -17,6 +17,7 @@ from mindspore.common.initializer import HeUniform, initializer
 from glm2.adapters import DOWN, UP, adapted_layers, is_adapter
 from glm2.checkpoint import fill, find_weights, read_weights
 from glm2.config import LoraConfig, ModelConfig
+from glm2.dropout import Dropout
 from glm2.errors import CheckpointError
 from glm2.layers import Linear, float_type
 from glm2.model import Glm2
@@ -25,7 +26,9 @@ from glm2.model import Glm2
 class Adapter(nn.Cell):
     """The part that LoRA adds to the output of one linear layer."""
 
-    def __init__(self, linear: Linear, lora: LoraConfig, config: ModelConfig) -> None:
+    def __init__(
+        self, linear: Linear, lora: LoraConfig, config: ModelConfig, place: int = 0
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.inputs, self.outputs = linear.inputs, linear.outputs
         self.scale = lora.scale
@@ -34,7 +37,7 @@ class Adapter(nn.Cell):
         down = initializer(HeUniform(math.sqrt(5)), (lora.lora_rank, self.inputs), ms.float32)
         self.down = Parameter(down, name=DOWN)
         self.up = Parameter(initializer("zeros", (self.outputs, lora.lora_rank), ms.float32), UP)
-        self.dropout = nn.Dropout(p=lora.lora_dropout)
+        self.dropout = Dropout(lora.lora_dropout, place)
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ def add_adapters(model: Glm2) -> None:
         parameter.requires_grad = False
     for name, cell in list(model.cells_and_names()):
         if name in names:
-            adapter = cell.adapter = Adapter(cell, lora, model.config)
+            adapter = cell.adapter = Adapter(cell, lora, model.config, list(names).index(name))
             # As attributes of the layer itself would be named, which they are in MindPet.
             adapter.down.name, adapter.up.name = f"{name}.{DOWN}", f"{name}.{UP}"
 

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from glm2.config import IGNORED_LABEL
+from glm2.dropout import set_seed
 from glm2.model import Glm2, learned_tokens, next_token_loss
 from glm2.optimizer import AdamW
 from glm2.parallel import Layout, SumGradients, SumOverRanks
@@ -56,6 +57,7 @@ class TrainStep(nn.Cell):
         self.weights = ParameterTuple(model.trainable_params())
         self.update = Update(self.weights, settings, layout)
         self.add_up = SumOverRanks(layout)
+        self.seed = (settings.seed, layout.data_rank)
         self.scaled_loss = ScaledLoss(model)
         self.differentiate = ops.value_and_grad(self.scaled_loss, None, self.weights)
 
@@ -74,6 +76,7 @@ class TrainStep(nn.Cell):
 
     def run(self, ids: np.ndarray, labels: np.ndarray, numbers: StepNumbers) -> StepResult:
         """Do the step with ``ids`` and ``labels`` [B, T] int32."""
+        set_seed(*self.seed, numbers.updates)
         *found, stops = self(Tensor(ids), Tensor(labels), *numbers.tensors())
         return _result(found, stops.asnumpy())
 
@@ -87,6 +90,7 @@ class AccumulatedStep:
     def __init__(self, model: Glm2, settings: Settings, layout: Layout) -> None:
         self.weights = ParameterTuple(model.trainable_params())
         self.batches = settings.accumulation
+        self.seed = (settings.seed, layout.data_rank)
         self.update = Update(self.weights, settings, layout)
         self._tell = SumOverRanks(layout)
         self._accumulate = _Accumulate(model, self.weights)
@@ -114,6 +118,7 @@ class AccumulatedStep:
         size = len(ids) // self.batches
         for first in range(0, len(ids), size):
             part = slice(first, first + size)
+            set_seed(*self.seed, numbers.updates, first)
             self._accumulate(Tensor(ids[part]), Tensor(labels[part]), divisor, scale)
         return _result(self._finish(lr, updates, scale), stops)
 

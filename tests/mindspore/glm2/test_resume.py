@@ -230,3 +230,24 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on_to_the_bit(
     resumed = start(workers, tmp_path, "--resume_training", "True")
     assert resumed.wait(timeout=120) == 0, (tmp_path / "rank_0.log").read_text()
     check_same_course(tmp_path, alone, first=done + 1)
+
+
+def test_adapters_with_dropout_go_on_to_the_bit(workers: Workers, tmp_path: Path) -> None:
+    adapters = [
+        f"model.model_config.pet_config.{key}={value}"
+        for key, value in {
+            "pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.5,
+            "target_modules": "'.*query_key_value*'",
+        }.items()
+    ]  # fmt: skip
+    words = [word for setting in adapters for word in ("--set", setting)]
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "broken"
+    for place in (unbroken, folder):
+        place.mkdir()
+        worker = start(workers, place, *words, "--set", "callbacks.1.keep_checkpoint_max=9")
+        assert worker.wait(timeout=120) == 0, (place / "rank_0.log").read_text()
+        if place == unbroken:
+            saved = "unbroken/output/checkpoint/rank_0/glm2-tiny_rank_0-1_3.ckpt"
+            words += ["--resume_training", "True", "--load_checkpoint", str(tmp_path / saved)]
+    assert steps(folder)[0]["step"] == 4
+    check_same_course(folder, unbroken, first=4)
