@@ -175,13 +175,18 @@ def facts_checked(
     inventory: Inventory, job: Job, transports: Mapping[str, Transport]
 ) -> Mapping[str, HostFacts]:
     """The hosts' facts, after a preflight whose warnings are said. Raises for what is critical."""
+    from orchestrator.cli.output import say
     from orchestrator.cli.preflight import say_findings
     from orchestrator.cli.progress import steps_shown
     from orchestrator.engine.preflight import preflight
+    from orchestrator.preflight.findings import bad_hosts
 
     with steps_shown() as progress:
         result = preflight(inventory.hosts, transports, job, progress=progress)
     say_findings(result.findings, inventory.hosts)
+    if bad_hosts(result.findings):
+        again = f"glm2-orch preflight -i {inventory.source} --quarantine"
+        say(f"to keep bad hosts out, and spares in their places: {again}")
     result.refuse()
     return result.facts
 

@@ -20,6 +20,8 @@ from orchestrator.engine.supervisor import last_object
 from orchestrator.errors import HostNotReady, OrchError, one_error
 from orchestrator.inventory import Host
 from orchestrator.job import Job
+from orchestrator.node import probe
+from orchestrator.node.preflight import AT_ONCE
 from orchestrator.planning.environment import SCHEDULER_PORT
 from orchestrator.planning.facts import HostFacts
 from orchestrator.preflight.catalogue import ANSWERS, CHECKPOINT, REACHABLE
@@ -38,11 +40,8 @@ from orchestrator.transport.base import Transport
 
 Progress = Callable[[str], None]
 
-_TOOL_S = 15.0
-"""As long as node/probe.py waits for one tool."""
-_AT_ONCE = 8
 _BASE_S = 60.0
-_BYTES_PER_S = 50 << 20
+_READING_S = 3600.0
 _TOOLS_A_DEVICE = 9
 
 _PROGRAM = """\
@@ -88,7 +87,7 @@ def survey(
         pings = early.get(host.name, [])
         seconds = _BASE_S + _tools_s(len(host.devices) * _TOOLS_A_DEVICE) + _pings_s(len(pings))
         if full:
-            seconds += 3600.0  # for large files on slow disks
+            seconds += _READING_S  # large files on slow disks
         asked = time.time()
         answer = _ask(host, transport, {"survey": request, "pings": _pairs(pings)}, seconds)
         answered = time.time()
@@ -260,7 +259,7 @@ def _results(
 
 def _tools_s(calls: int) -> float:
     """Time for so many tools that all hang."""
-    return _TOOL_S * -(-calls // _AT_ONCE)
+    return probe.TOOL_TIMEOUT_S * -(-calls // AT_ONCE)
 
 
 def _pings_s(pings: int) -> float:

@@ -80,7 +80,9 @@ def _cluster_findings(survey: Survey) -> Iterator[Finding]:
     yield from address_findings(survey)
     yield from tls_findings(survey)
     yield from wiring_findings(survey)
-    yield from ping_findings(survey.pings, down(survey))
+    # A host that did not answer is named; that its NICs do not answer either says nothing new.
+    pings = [result for result in survey.pings if result.peer in survey.reports]
+    yield from ping_findings(pings, down(survey))
     yield from peer_findings(survey)
     yield from version_findings(survey)
     yield from hostname_findings(survey)

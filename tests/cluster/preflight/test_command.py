@@ -132,6 +132,7 @@ def test_launch_stops_before_anything_is_sent(cli: Cli, cluster: Ascend) -> None
     lines = done.stderr.splitlines()
     assert f"warning: gateway: {bad.name} device 0: no gateway address is set" in lines
     assert f"error: {bad.name}: npu-health: device 4: health Alarm" in lines
+    assert any(line.endswith(" --quarantine") for line in lines)
     assert not cli.store.names()
     assert not (bad.home / "workdir/runs").exists()
 

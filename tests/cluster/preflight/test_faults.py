@@ -535,6 +535,23 @@ def test_a_host_that_cannot_be_reached(cluster: Ascend) -> None:
     assert bad_hosts(alone.findings).keys() == {server.name}
 
 
+def test_a_host_that_is_switched_off(cluster: Ascend) -> None:
+    """With declared addresses the others ping it all the same; it is named once."""
+    hosts = [
+        replace(s.host, device_ips=tuple(DeviceIp(s.ip(d)) for d in DEVICES))
+        for s in cluster.servers
+    ]
+    off = cluster.servers[1]
+    for device in DEVICES:
+        cluster.pings(device, deaf=off)
+    cluster.loopback.stop(off.host)
+    try:
+        result = preflight(hosts, cluster.transports, job())
+    finally:
+        cluster.loopback.start(off.host)
+    assert bad(result) == {("CRIT", "reachable", off.name, None)}
+
+
 def test_all_pairs(cluster: Ascend) -> None:
     server = cluster.servers[1]
     cluster.pings(0, deaf=server)
