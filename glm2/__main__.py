@@ -67,7 +67,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _work(words: List[str]) -> int:
-    options = _parser().parse_args(words)
+    options = work_parser().parse_args(words)
     from glm2.run import run
 
     return run(options, os.environ)
@@ -175,7 +175,8 @@ def _infer(words: List[str]) -> int:
     return command(words, os.environ)
 
 
-def _parser() -> argparse.ArgumentParser:
+def work_parser() -> argparse.ArgumentParser:
+    """The options of the modes."""
     parser = argparse.ArgumentParser(
         prog="python -m glm2",
         description="Train, evaluate or run ChatGLM2 with MindSpore.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Protocol, Sequence
+from typing import Callable, Iterator, List, Optional, Protocol, Sequence
 
 import numpy as np
 
@@ -43,11 +43,13 @@ def generate(
     *,
     max_length: Optional[int] = None,
     draws: Optional[Sequence[int]] = None,
+    show: Optional[Callable[[int], None]] = None,
 ) -> List[List[int]]:
     """The tokens that follow each prompt, without the one that ends them.
 
     A row ends with ``eos_token_id``, after ``max_new_tokens``, or when prompt and answer have
-    together ``max_length`` tokens (at most ``seq_length``).
+    together ``max_length`` tokens (at most ``seq_length``). ``show`` is called with each token
+    of the first answer as it comes.
     """
     limits = [limit(model.config, len(p), max_new_tokens, max_length) for p in prompts]
     answers: List[List[int]] = [[] for _ in prompts]
@@ -58,6 +60,8 @@ def generate(
         for row, token in enumerate(tokens):
             if not ended[row] and token != model.config.eos_token_id:
                 answers[row].append(token)
+                if show and row == 0:
+                    show(token)
                 ended[row] = len(answers[row]) == limits[row]
             else:
                 ended[row] = True

@@ -63,7 +63,9 @@ class Generator:
         show: Optional[Callable[[int], None]] = None,
     ) -> List[List[int]]:
         """The tokens that follow each prompt; see ``continuation.generate``."""
-        return generate(self, prompts, sampling, max_new_tokens, max_length=max_length, draws=draws)
+        return generate(
+            self, prompts, sampling, max_new_tokens, max_length=max_length, draws=draws, show=show
+        )
 
     def stream(
         self,

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens a row, S tokens in the cache, H hidden size, V vocabula
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Any, Dict, List, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -24,6 +24,8 @@ class Glm2(nn.Cell):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
+        self.generators: Dict[int, Any] = {}
+        """What ``generate`` keeps between calls: see ``glm2.generate.continue_prompts``."""
 
     def construct(self, input_ids: Tensor) -> Tensor:
         """Logits [B, T, V] of each next token, from ``input_ids`` [B, T]; positions from 0.
@@ -31,6 +33,12 @@ class Glm2(nn.Cell):
         Padding, if any, is on the right, where no earlier token can see it.
         """
         return self.transformer(input_ids)
+
+    def generate(self, input_ids: Any, **options: Any) -> List[List[int]]:
+        """Prompts with their continuations; see ``glm2.generate.continue_prompts``."""
+        from glm2.generate import continue_prompts
+
+        return continue_prompts(self, input_ids, **options)
 
 
 class Transformer(nn.Cell):

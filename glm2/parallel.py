@@ -73,8 +73,21 @@ def layout_of(
     return Layout(rank, data_parallel, parallel.model_parallel)
 
 
+_started: List[Tuple[Device, Layout]] = []
+
+
 def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
-    """Choose the device and join the other ranks; returns when all of them are there."""
+    """Choose the device and join the other ranks; returns when all of them are there.
+
+    MindSpore takes both once a process: a second run in it must ask for the same.
+    """
+    if _started:
+        if _started != [(device, layout)]:
+            raise UsageError(
+                "this process already runs on another device or in another layout",
+                hint="start a new one",
+            )
+        return
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         if device.target == "CPU":
@@ -108,6 +121,7 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
                 f"{layout.rank}",
                 hint="give MS_NODE_ID and the rank table the same order as RANK_ID",
             )
+    _started.append((device, layout))
 
 
 class SumOverRanks(nn.Cell):

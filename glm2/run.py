@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from glm2 import sample
 from glm2.answers import AnswerFile
@@ -59,16 +59,30 @@ class Rank:
         return Path(self.settings.output_dir)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    status: int
+    """The exit status: 0, or that of a training stopped on request."""
+    result: Dict[str, Any]
+    """Scores of eval, ``predictions`` of predict, ``checkpoint`` of training."""
+
+
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Carry out the command line; returns the exit status."""
-    settings = resolve(options, environ)
+    return work(resolve(options, environ), options.predict_data or [], environ).status
+
+
+def work(settings: Settings, predict_data: Sequence[str], environ: Mapping[str, str]) -> Outcome:
+    """Carry out ``run_mode`` of the settings as this rank."""
     mode, training = settings.run_mode, settings.run_mode in ("train", "finetune")
     if settings.unused:
         warn(f"these keys of the configuration have no effect: {', '.join(settings.unused)}")
     train_data = _data(settings, "train_dataset") if training else None
     evaluate = mode == "eval" or (training and settings.do_eval)
     eval_data = _data(settings, "eval_dataset") if evaluate else None
-    questions = read_prompts(options.predict_data or []) if mode == "predict" else []
+    questions = read_prompts(predict_data) if mode == "predict" else []
 
     # MindSpore reports every connection as a warning; errors remain.
     os.environ.setdefault("GLOG_v", "3")
@@ -91,14 +105,17 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     start(settings.device, layout, environ)
     with together():
         rank = Rank(settings, layout, metrics, build_model(settings, file))
-        status = _train(rank, batches, eval_data, source) if batches else 0
-        if eval_data and not batches:
-            _evaluate(rank, eval_data)
+        status, result = 0, {}
+        if batches:
+            status, file = _train(rank, batches, eval_data, source)
+            result = {"checkpoint": str(file)}
+        elif eval_data:
+            result = _evaluate(rank, eval_data)
         if questions:
-            _predict(rank, questions)
+            result = {"predictions": _predict(rank, questions)}
         meet(layout)
     metrics.phase("done")
-    return status
+    return Outcome(status, result)
 
 
 def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
@@ -154,7 +171,8 @@ def _batches(data: Data, layout: Layout, settings: Settings) -> Batches:
 
 def _train(
     rank: Rank, batches: Batches, eval_data: Optional[Data], source: Optional[Source]
-) -> int:
+) -> Tuple[int, Path]:
+    """The exit status and the newest checkpoint."""
     from glm2.parallel import steps_of_ranks
     from glm2.resume import choose, set_aside
     from glm2.trainer import Trainer
@@ -177,10 +195,11 @@ def _train(
         trainer.resume(file)
         if file.parent.resolve() == trainer.folder.resolve():
             set_aside(trainer.folder, file)
-    return trainer.train()
+    status = trainer.train()
+    return status, max(trainer.folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
 
 
-def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> None:
+def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> Dict[str, float]:
     """Score the model; in the course of training under the number of its step."""
     from glm2 import evaluate
 
@@ -207,6 +226,7 @@ def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> No
     rank.metrics.result({**step, **result})
     say(f"answers and scores: {file}")
     print(evaluate.table(result), flush=True)
+    return result
 
 
 def _kept_answers(rank: Rank, data: Data, folder: Path) -> AnswerFile:
@@ -237,7 +257,7 @@ def _stamp(weights: str) -> Optional[List[Any]]:
     return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
 
 
-def _predict(rank: Rank, questions: List[str]) -> None:
+def _predict(rank: Rank, questions: List[str]) -> List[str]:
     """Answer this rank's share of the questions in order and print them as the guide does.
 
     On a terminal, each answer is shown as it grows instead.
@@ -249,7 +269,7 @@ def _predict(rank: Rank, questions: List[str]) -> None:
     tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
     mine = questions[layout.data_rank :: layout.data_parallel]
     if not mine:
-        return
+        return []
     terminal = sys.stdout.isatty()
     show = functools.partial(print, end="", flush=True) if terminal else None
     sampling = Sampling.of(settings.model, settings.seed)
@@ -262,3 +282,4 @@ def _predict(rank: Rank, questions: List[str]) -> None:
     took = time.monotonic() - begun
     say(f"{tokens} tokens in {took:.1f} s, {tokens / took:.1f} tokens/s with compilation")
     rank.metrics.result({"predictions": answers})
+    return answers

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, List, Sequence
+from typing import Callable, Iterable, Iterator, List, Sequence
 
 from glm2.tokenizer import Tokenizer
 
 _BROKEN = "\ufffd"
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 class TextStream:
@@ -56,3 +60,20 @@ def pieces(
     rest = stream.end()
     if rest:
         yield rest
+
+
+class TextStreamer:
+    """Prints an answer as it grows: ``model.generate(ids, streamer=TextStreamer(tokenizer))``."""
+
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object] = _print) -> None:
+        self._tokenizer, self._write = tokenizer, write
+        self._stream = TextStream(tokenizer)
+
+    def put(self, token: int) -> None:
+        """The next token of the answer."""
+        self._write(self._stream.push(token))
+
+    def end(self) -> None:
+        """The answer is complete; the next token begins another."""
+        self._write(self._stream.end() + "\n")
+        self._stream = TextStream(self._tokenizer)
