@@ -139,12 +139,16 @@ class Settings:
 
 
 def find_config(name: str) -> Path:
-    """The file of ``--config``: a path, or the name of a shipped configuration."""
+    """The file of ``--config``: a path, or the name of a shipped configuration.
+
+    A path of the guide, such as ``configs/glm2/run_glm2_6b.yaml``, means the shipped one of that
+    name where there is no such file.
+    """
     path = Path(name)
-    shipped = CONFIGS / (name if name.endswith(".yaml") else f"{name}.yaml")
     if path.is_file():
         return path
-    if path.name == name and shipped.is_file():
+    shipped = CONFIGS / (path.name if path.suffix == ".yaml" else f"{path.name}.yaml")
+    if shipped.is_file() and (path.name == name or path.parent.parts[-2:] == ("configs", "glm2")):
         return shipped
     names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
     raise ConfigError(

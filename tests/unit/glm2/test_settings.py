@@ -252,7 +252,19 @@ class TestFindConfig:
         monkeypatch.chdir(tmp_path)
         assert find_config(name) == CONFIGS / "tiny_cpu.yaml"
 
-    @pytest.mark.parametrize("name", ["absent", "absent/tiny_cpu.yaml"])
+    @pytest.mark.parametrize("folder", ["configs/glm2", "../configs/glm2"])
+    def test_a_path_of_the_guide_is_the_shipped_one_unless_it_is_there(
+        self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "scripts").mkdir()
+        monkeypatch.chdir(tmp_path / "scripts")
+        name = f"{folder}/run_glm2_6b.yaml"
+        assert find_config(name) == CONFIGS / "run_glm2_6b.yaml"
+        Path(folder).mkdir(parents=True)
+        Path(name).write_text("seed: 1\n")
+        assert find_config(name) == Path(name)
+
+    @pytest.mark.parametrize("name", ["absent", "absent/tiny_cpu.yaml", "configs/glm2/absent.yaml"])
     def test_a_name_that_is_not_there_lists_the_shipped_ones(self, name: str) -> None:
         with pytest.raises(ConfigError, match=f"no configuration {name}") as caught:
             find_config(name)
