@@ -73,9 +73,9 @@ def collect_ckpt(
     """Fetch the checkpoint of one complete step of RUN (default: latest) from all hosts.
 
     `latest` is the last step that is complete. Of files that hold the same slices one travels,
-    the nearest; the hosts compare the others with it. Files are verified by SHA-256 and a
-    COMPLETE marker is written last. Repeating the command goes on where it was cut. Nothing is
-    removed on the hosts.
+    the nearest; the hosts compare the others with it by SHA-256. Files are verified at arrival
+    and a COMPLETE marker is written last. Repeating the command goes on where it was cut.
+    Nothing is removed on the hosts.
 
     With --merge the whole weights are in DIR/merged.FORMAT afterwards. With --merge --stream the
     shards flow into that file and are not kept.

@@ -3,9 +3,10 @@
 1. Every host lists its files and strategy files (``node/catalogue.py``, sent to its Python).
 2. The last complete step is chosen, or the one asked for, and of files that hold the same slices
    the nearest (``engine/choice.py``).
-3. All hosts at once send these files (``engine/receive.py``), each hashed as it leaves and as it
-   arrives; a cut transfer goes on where it stopped, in this attempt or a later one. Meanwhile the
-   hosts hash the copies that stay: one that differs is no copy, and travels too.
+3. All hosts at once send these files (``engine/receive.py``), with their digests, and are
+   checked as they arrive; a cut transfer goes on where it stopped, in this attempt or a later
+   one. Meanwhile the hosts hash the copies that stay: one that differs is no copy, and travels
+   too.
 4. When every file has arrived with the right digest, all move into place, and the step is
    marked complete (``checkpoints/collected.py``).
 """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
+import zlib
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from orchestrator.checkpoints.checksum import sha256_of
 from orchestrator.checkpoints.collected import CollectedFile, CollectedFolder
 from orchestrator.checkpoints.newfile import write
 from orchestrator.engine.catalogue import Source, digests, on_holders
-from orchestrator.engine.receive import Meter, Part, receive
+from orchestrator.engine.receive import Digest, Meter, Part, receive
 from orchestrator.errors import CheckpointError
 
 T = TypeVar("T")
@@ -32,9 +32,10 @@ def fetch_files(
 ) -> List[CollectedFile]:
     """Fetch ``files`` into the folder's parts; ``changed`` is their time of change in ns by rank.
 
-    Each file's SHA-256 is computed on the host as it is sent and here as it arrives. Files on a
-    shared file system are read in place and linked. Raises the errors of all hosts that could not
-    send everything, and CheckpointError where a file is not what the host says it is.
+    Each file's SHA-256 and CRC32 are computed on the host as it is sent, the CRC32 here as it
+    arrives. Files on a shared file system are read in place and linked. Raises the errors of all
+    hosts that could not send everything, and CheckpointError where a file is not what the host
+    says it is.
     """
 
     def fetch(source: Source, mine: List[CheckpointFile]) -> List[CollectedFile]:
@@ -109,8 +110,8 @@ def _fetch(
             ]
     bad = wanted[0]
     raise CheckpointError(
-        f"rank {bad.rank}, {bad.path}: expected SHA-256 {sinks[bad.rank].expected} as the host "
-        f"says, found {sinks[bad.rank].sha256}",
+        f"rank {bad.rank}, {bad.path}: expected CRC32 {sinks[bad.rank].expected:08x} as the host "
+        f"says, found {sinks[bad.rank].crc32:08x}",
         hint="the network or a memory damages data; collect again",
         host=source.name,
     )
@@ -121,17 +122,17 @@ class _GrowingFile:
 
     def __init__(self, path: Path, size: int, meter: Meter) -> None:
         self.sha256 = ""
-        self.expected = ""
+        self.crc32 = 0
+        self.expected = 0
         self._path = path
         self._size = size
         self._meter = meter
-        self._digest = hashlib.sha256()
         self._at = 0
         self._descriptor = -1
 
     @property
     def is_good(self) -> bool:
-        return bool(self.sha256) and self.sha256 == self.expected
+        return bool(self.sha256) and self.crc32 == self.expected
 
     def begin(self) -> int:
         if self._descriptor < 0 and not self.sha256:
@@ -139,21 +140,21 @@ class _GrowingFile:
             if os.fstat(self._descriptor).st_size > self._size:
                 os.ftruncate(self._descriptor, 0)  # of a file since replaced
             while data := os.pread(self._descriptor, _CHUNK, self._at):
-                self._digest.update(data)
+                self.crc32 = zlib.crc32(data, self.crc32)
                 self._at += len(data)
             self._meter.here(self._at)
         return self._at
 
     def accept(self, data: memoryview) -> None:
-        self._digest.update(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
         try:
             write(self._descriptor, data, self._at)
         except OSError as error:
             raise _cannot_write(self._path, error) from error
         self._at += len(data)
 
-    def end(self, sha256: str) -> None:
-        self.expected, self.sha256 = sha256, self._digest.hexdigest()
+    def end(self, digest: Digest) -> None:
+        self.sha256, self.expected = digest
         if self.is_good:
             os.fsync(self._descriptor)
         else:

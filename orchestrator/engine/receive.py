@@ -14,7 +14,18 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files as package_files
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+)
 
 from orchestrator.checkpoints.catalogue import CheckpointFile
 from orchestrator.engine.catalogue import Source
@@ -53,6 +64,13 @@ class Part:
         return sum(length for _, length in self.ranges)
 
 
+class Digest(NamedTuple):
+    """What the host says of a part's bytes, having read them once."""
+
+    sha256: str
+    crc32: int
+
+
 class Sink(Protocol):
     """Where the bytes of one part go."""
 
@@ -64,8 +82,9 @@ class Sink(Protocol):
         """The next bytes."""
         ...
 
-    def end(self, sha256: str) -> None:
-        """All bytes have come; the host says that this is their digest."""
+    def end(self, digest: Digest) -> None:
+        """All bytes have come. The wire is authenticated by SSH; the CRC is for all other ways
+        in which they can be damaged, at a quarter of what SHA-256 costs."""
         ...
 
 
@@ -182,7 +201,7 @@ class _Inbox:
             self.received += len(piece)
             yield piece
 
-    def digest(self) -> str:
+    def digest(self) -> Digest:
         """The line that ends a part."""
         line = bytes(self._rest)
         while b"\n" not in line:
@@ -192,7 +211,8 @@ class _Inbox:
         line, _, rest = line.partition(b"\n")
         self._rest = memoryview(rest)
         try:
-            return str(json.loads(line)["sha256"])
+            said = json.loads(line)
+            return Digest(str(said["sha256"]), int(said["crc32"]))
         except (ValueError, KeyError, TypeError) as error:
             raise self._nonsense(f"{line!r:.100} where a digest should be") from error
 

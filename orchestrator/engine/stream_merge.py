@@ -4,8 +4,8 @@
 2. The hosts send outlines of these files (``engine/outline.py``); from them the checkpoint is put
    together on paper and checked like any other, and the merged file is laid out.
 3. All hosts send what is needed of their files, front to back. Every byte goes to its place in
-   the merged file as it comes; each unit of about 64 MiB is verified by SHA-256 and then noted in
-   a journal, so that a later attempt begins behind it.
+   the merged file as it comes; each unit of about 64 MiB is verified and then noted in a journal,
+   so that a later attempt begins behind it.
 4. Copies of a slice, which several shards hold, must have had the same digests; then the file
    appears under its name.
 
@@ -38,7 +38,7 @@ from orchestrator.engine.catalogue import Source, on_holders
 from orchestrator.engine.choice import Choice, choose
 from orchestrator.engine.fetch import digests_in_background
 from orchestrator.engine.outline import OutlineFolder
-from orchestrator.engine.receive import Meter, Part, Progress, receive
+from orchestrator.engine.receive import Digest, Meter, Part, Progress, receive
 from orchestrator.engine.stream_journal import Arrived, Journal
 from orchestrator.errors import CheckpointError
 from orchestrator.transport.pace import Pace
@@ -235,8 +235,8 @@ class _Landed:
         self._range = 0
         self._at = unit.ranges[0][0]
         self._next = 0
-        self._digest = hashlib.sha256()
-        self._crc = 0
+        self._crc32 = 0  # of what travels
+        self._crc = 0  # of what the file's own checksum covers
         self._copy = hashlib.sha256()
         self._copies: Dict[int, str] = {}
 
@@ -244,7 +244,7 @@ class _Landed:
         return self._done
 
     def accept(self, data: memoryview) -> None:
-        self._digest.update(data)
+        self._crc32 = zlib.crc32(data, self._crc32)
         self._done += len(data)
         while data:
             start, length = self._unit.ranges[self._range]
@@ -256,12 +256,13 @@ class _Landed:
                 self._range += 1
                 self._at = self._unit.ranges[self._range][0]
 
-    def end(self, sha256: str) -> None:
-        if self._digest.hexdigest() != sha256:
+    def end(self, digest: Digest) -> None:
+        if self._crc32 != digest.crc32:
             return
         self.is_good = True
         unit = self._unit
-        self._journal.note(Arrived(unit.rank, unit.number, sha256, self._crc, self._copies))
+        arrived = Arrived(unit.rank, unit.number, digest.sha256, self._crc, self._copies)
+        self._journal.note(arrived)
 
     def _land(self, data: memoryview) -> None:
         """Bytes of the file from where we are, all of one range."""

@@ -176,7 +176,7 @@ def test_damage_on_the_wire_is_never_accepted(cluster: Cluster) -> None:
     cluster.transports[0].on_stream = lambda _, stream: Bent(
         stream, change=lambda chunk: chunk.replace(w, b"???")
     )
-    with pytest.raises(CheckpointError, match=r"node0: rank 0, .*expected SHA-256"):
+    with pytest.raises(CheckpointError, match=r"node0: rank 0, .*expected CRC32"):
         collect(cluster.sources, out=cluster.out)
     assert not (cluster.out / "COMPLETE").exists()
     assert not (cluster.out / "checkpoint").exists()
