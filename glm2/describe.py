@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from glm2.adapters import is_adapter
 from glm2.config import ModelConfig
@@ -74,10 +74,8 @@ def parts(config: ModelConfig) -> List[Part]:
     return list(found.values())
 
 
-def training_memory(
-    settings: Settings, layout: Layout, batch: int, *, recompute: Optional[bool] = None
-) -> Memory:
-    """Bytes of one rank in training with ``batch`` rows a step.
+def training_memory(settings: Settings, layout: Layout, batch: int) -> Memory:
+    """Bytes of one rank in training with ``batch`` rows at a time.
 
     Raises ConfigError when the layers cannot be divided so.
     """
@@ -90,16 +88,14 @@ def training_memory(
     state = trained * STATE_BYTES
     if layout.optimizer_shard:
         state = -(-state // layout.data_parallel)
+    gradient = BYTES["float32"] if adapters else kind
+    if settings.accumulation > 1:  # their sums over the batches of a step
+        gradient += BYTES["float32"]
     return Memory(
         weights=weights * kind + adapters * BYTES["float32"],
-        gradients=trained * (BYTES["float32"] if adapters else kind),
+        gradients=trained * gradient,
         optimizer=state,
-        activations=activations(
-            config,
-            layout.model_parallel,
-            batch,
-            recompute=settings.recompute if recompute is None else recompute,
-        ),
+        activations=activations(config, layout.model_parallel, batch, recompute=settings.recompute),
     )
 
 
@@ -122,9 +118,7 @@ def activations(config: ModelConfig, model_parallel: int, batch: int, *, recompu
     feed_forward = size * 5 * ffn  # both halves, the sigmoid, and two products
     layer = norms + attention + pairs + feed_forward
     kept = size * hidden
-    layers = (
-        config.num_layers * kept + layer if recompute else config.num_layers * layer
-    )  # fmt: skip
+    layers = config.num_layers * kept + layer if recompute else config.num_layers * layer
     # Logits, their float32 copy, the logarithm of their softmax, and the gradient of the first.
     logits = config.padded_vocab_size // model_parallel * (2 * size + 2 * BYTES["float32"])
     return batch * config.seq_length * (layers + logits)
@@ -137,12 +131,11 @@ def cache_memory(config: ModelConfig, rows: int, columns: int) -> int:
 
 def own_layout(settings: Settings) -> Layout:
     """The layout that the configuration asks for; an open number of ranks is taken as RANKS."""
+    if settings.use_parallel is False:
+        return Layout(1, 1, optimizer_shard=False)
     parallel = settings.parallel
     data = parallel.data_parallel or max(RANKS // parallel.model_parallel, 1)
-    if settings.use_parallel is False:
-        data = 1
-    model = 1 if settings.use_parallel is False else parallel.model_parallel
-    return Layout(data, model, parallel.optimizer_shard and data > 1)
+    return Layout(data, parallel.model_parallel, parallel.optimizer_shard and data > 1)
 
 
 def layouts(settings: Settings) -> Iterator[Layout]:

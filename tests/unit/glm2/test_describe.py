@@ -69,6 +69,11 @@ class TestMemory:
         assert found.weights == SIX_BILLION * HALF + adapters * 4
         assert (found.gradients, found.optimizer) == (adapters * 4, adapters * 8)
 
+    def test_accumulated_gradients_are_float32_beside_those_of_a_batch(self) -> None:
+        run = settings("run_glm2_6b_finetune", "runner_config.gradient_accumulation_steps=2")
+        found = training_memory(run, Layout(8, 1, optimizer_shard=False), 8)
+        assert found.gradients == SIX_BILLION * (HALF + 4)
+
     def test_recompute_keeps_less_and_longer_rows_more(self) -> None:
         config = ModelConfig(compute_dtype="float16")
         whole = activations(config, 1, 2, recompute=False)
