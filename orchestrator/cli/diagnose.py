@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
 
 import click
 
@@ -36,7 +38,6 @@ def diagnose(run: str, signatures: Tuple[str, ...], whole: bool, output: str) ->
     Exit status: 0 a cause was found, or the run is well; 11 it failed and no cause was found;
     2 no such run or folder; 3 a table of signatures is wrong.
     """
-    from orchestrator.cli.progress import steps_shown
     from orchestrator.diagnosis.report import block, record
     from orchestrator.engine.diagnose import tables
 
@@ -44,7 +45,7 @@ def diagnose(run: str, signatures: Tuple[str, ...], whole: bool, output: str) ->
     paths = _run(run)
     if paths is not None and _is_well(paths, output):
         return
-    with steps_shown() as progress:
+    with reading_shown() as progress:
         answer = _answer(paths, Path(run), table, whole, progress)
     if output == "json":
         print_json({"run_id": paths.run_id if paths else None, **record(answer)})
@@ -58,6 +59,21 @@ def diagnose(run: str, signatures: Tuple[str, ...], whole: bool, output: str) ->
             "no cause was found in the logs",
             hint="if a log shows it, teach it: glm2-orch diagnose --signatures FILE",
         )
+
+
+@contextmanager
+def reading_shown() -> Iterator[Callable[[str], None]]:
+    """A progress callback that says nothing of what takes less than a second."""
+    from orchestrator.cli.progress import steps_shown
+
+    begun = time.monotonic()
+    with steps_shown() as shown:
+
+        def progress(text: str) -> None:
+            if time.monotonic() - begun > 1.0:
+                shown(text)
+
+        yield progress
 
 
 def _answer(

@@ -37,12 +37,14 @@ def tell_ending(paths: RunPaths, output: str) -> None:
     """Say how an ended run ended. Raises JobFailed, JobHung, JobCancelled or
     HostUnreachable."""
     from orchestrator.cli.status import state_record
+    from orchestrator.diagnosis.report import record
     from orchestrator.runs.state import read_state
 
     state = read_state(paths)
-    if output == "json":
-        print_json(state_record(state))
     answer = _diagnosis(paths, state)
+    if output == "json":
+        found = None if answer is None else record(answer)
+        print_json({**state_record(state), "diagnosis": found})
     error = ending_error(state, answer)
     if error is None:
         took = seconds((state.ended or 0) - (state.created or 0))
@@ -91,12 +93,14 @@ def ending_error(state: RunState, answer: Optional[Diagnosis] = None) -> Optiona
 def _diagnosis(paths: RunPaths, state: RunState) -> Optional[Diagnosis]:
     """What the logs of a failed run say of its cause. Whatever is wrong with a table of
     signatures, the run's ending is told."""
+    from orchestrator.cli.diagnose import reading_shown
     from orchestrator.engine.diagnose import diagnose_run, tables
 
     if state.status.value != "failed":
         return None
     try:
-        return diagnose_run(paths, tables())
+        with reading_shown() as progress:
+            return diagnose_run(paths, tables(), progress=progress)
     except OrchError as error:
         say(f"no diagnosis: {error}")
         return None

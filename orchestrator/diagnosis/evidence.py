@@ -102,7 +102,8 @@ class Process:
 
     def label(self) -> str:
         """``rank 5 on node1``."""
-        what = self.name if self.rank is None else f"rank {self.rank}"
+        named = self.name.removeprefix(f"{self.host}/")
+        what = named if self.rank is None else f"rank {self.rank}"
         return f"{what} on {self.host}" if self.host else what
 
 

@@ -1,6 +1,7 @@
 """A folder of logs from anywhere as a case: which file belongs to which rank, by known layouts.
 
-- runs of ours: ``logs/rank_N.log``; on a host ``ranks/rank_N/stdout.log``
+- runs of ours: ``logs/rank_N.log``; on a host ``ranks/rank_N/stdout.log``, whose ``exit.json``
+  tells how the rank ended and whether we ended it
 - MindFormers: ``output/log/rank_N/{info,error}.log``, ``mf_parallelN/…``, ``rank_N/mindformer.log``
 - msrun: ``worker_N.log``, ``scheduler.log``
 - ModelArts: ``…-proc-rank-N-device-M.txt``; ``…-worker-N.log`` is the log of a whole host
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from orchestrator.diagnosis.evidence import Case, Device, LogEvidence, Process
+from orchestrator.diagnosis.exits import with_exit
 from orchestrator.diagnosis.reading import read_log
 from orchestrator.diagnosis.signatures import SignatureTable
 from orchestrator.errors import UsageError
@@ -75,7 +77,10 @@ def read_folder(
                 f"cannot read {log.path}: {error.strerror}", hint="give it to your user to read"
             ) from error
     devices, size = _rank_tables(folder)
-    return case_of(logs, devices, size)
+    case = case_of(logs, devices, size)
+    paths = {log.name: log.path for log in found}
+    ended = (_with_exit_file(process, paths) for process in case.processes)
+    return replace(case, processes=tuple(with_exit(process, table) for process in ended))
 
 
 def discover(folder: Path) -> List[FoundLog]:
@@ -109,6 +114,7 @@ def case_of(
         if log.rank is not None
         for pid in evidence.pids
     }
+    twice = _ranks_of_several_hosts([log for log, _ in logs])
     processes: Dict[str, Process] = {}
     for log, evidence in logs:
         rank = log.rank
@@ -118,6 +124,9 @@ def case_of(
             rank = evidence.rank
         for part_rank, part in _parts(evidence, rank):
             name = log.name if part_rank is None else f"rank_{part_rank}"
+            if part_rank in twice:
+                # Numbers of devices, not of ranks: the same on every host.
+                name, part_rank = f"{log.host}/{name}", None
             known = processes.get(name) or Process(name, part_rank, log.host)
             processes[name] = replace(known, logs=(*known.logs, part))
     sizes = [log.world_size for _, log in logs if log.world_size]
@@ -143,6 +152,30 @@ def _with_hosts(found: List[FoundLog]) -> List[FoundLog]:
     if len(tops) < 2 or any(layout.match(top) for top in tops):
         return found
     return [replace(log, host=log.name.split("/")[0]) if "/" in log.name else log for log in found]
+
+
+def _ranks_of_several_hosts(found: Sequence[FoundLog]) -> Set[int]:
+    hosts: Dict[int, Set[str]] = {}
+    for log in found:
+        if log.rank is not None:
+            hosts.setdefault(log.rank, set()).add(log.host)
+    return {rank for rank, names in hosts.items() if len(names) > 1}
+
+
+def _with_exit_file(process: Process, paths: Mapping[str, Path]) -> Process:
+    """How a rank ended, where its host's run folder holds it beside the log."""
+    for log in process.logs:
+        path = paths.get(log.file)
+        if path is None or path.name != "stdout.log":
+            continue
+        try:
+            ending = json.loads(path.with_name("exit.json").read_bytes())
+            code, ours = int(ending["code"]), ending.get("collateral") is True
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        # Journals hold Unix time, logs local time: the last line is near enough.
+        return replace(process, exit_code=code, exit_time=log.last_time, ended_by_us=ours)
+    return process
 
 
 def _parts(evidence: LogEvidence, rank: Optional[int]) -> List[Tuple[Optional[int], LogEvidence]]:

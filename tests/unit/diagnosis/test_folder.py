@@ -87,6 +87,28 @@ def test_a_folder_a_host(tmp_path, table):
     assert (answer.who[0].label(), answer.signature.id) == ("rank 8 on 10.0.0.2", "EL0004")
 
 
+def test_the_same_numbers_on_several_hosts_are_no_ranks(tmp_path, table):
+    write(tmp_path, {f"node{host}/rank_{n}.log": WAIT for host in (1, 2) for n in range(2)})
+    write(tmp_path, {"node2/rank_1.log": OOM})
+    answer = first_cause(read_folder(tmp_path, table))
+    assert [(p.name, p.rank, p.host) for p in answer.who] == [("node2/rank_1", None, "node2")]
+
+
+def test_the_run_folder_of_a_host_tells_how_ranks_ended(tmp_path, table):
+    for rank, (line, code, collateral) in enumerate([(OOM, 143, True), (WAIT, 1, False)]):
+        ending = {"schema": 1, "name": f"rank_{rank}", "code": code, "collateral": collateral}
+        write(
+            tmp_path,
+            {
+                f"ranks/rank_{rank}/stdout.log": line,
+                f"ranks/rank_{rank}/exit.json": json.dumps(ending).encode(),
+            },
+        )
+    answer = first_cause(read_folder(tmp_path, table))
+    assert (answer.rule, [process.rank for process in answer.who]) == ("symptom", [1])
+    assert answer.collateral == ("0",)
+
+
 def test_a_log_that_several_ranks_wrote(tmp_path, table):
     write(tmp_path, {"all.log": b"worker-0: " + WAIT + b"worker-1: " + OOM + b"worker-2: " + WAIT})
     answer = first_cause(read_folder(tmp_path / "all.log", table))
