@@ -33,11 +33,9 @@ from orchestrator.checkpoints.layout import Layout
 from orchestrator.checkpoints.mindspore_ckpt import ckpt_layout
 from orchestrator.checkpoints.strategy import Strategy, strategy_bytes
 from orchestrator.checkpoints.tensor import NewTensor
-from orchestrator.engine.hosts import save_hosts
-from orchestrator.planning.plan import HostPlan, Plan, PlannedProcess
+from tests.cluster.recorded import RUN_ID, record_run, run_dir
 from tests.cluster.sshd import Loopback
 
-RUN_ID = "bench"
 PEER = "rsync -a"
 TENSORS = 20
 """Parameters in a file: each is one twentieth of it."""
@@ -71,7 +69,7 @@ def main() -> int:
         root = Path(folder)
         with Loopback(root / "hosts", options.hosts) as cluster:
             make_checkpoint(cluster, options.files, options.mib << 20)
-            make_run(cluster, root / "home", options.files)
+            record_run(root / "home", cluster.hosts, options.files)
             field = contestants(cluster, root / "home")
             if shutil.which("rsync") is None:
                 console.print("rsync is not installed and does not take part")
@@ -94,7 +92,7 @@ def make_checkpoint(cluster: Loopback, files: int, size: int) -> None:
     laid = ckpt_layout(new)
     noise = np.random.default_rng(1)
     for rank in range(ranks):
-        output = _run_dir(cluster, rank // files) / "output"
+        output = run_dir(cluster.hosts[rank // files]) / "output"
         path = output / "checkpoint" / f"rank_{rank}" / f"glm2_rank_{rank}-1_4.ckpt"
         path.parent.mkdir(parents=True)
         with path.open("wb") as file:
@@ -104,44 +102,6 @@ def make_checkpoint(cluster: Loopback, files: int, size: int) -> None:
         (output / "strategy").mkdir(exist_ok=True)
         (output / "strategy" / "ckpt_strategy_rank_0.ckpt").write_bytes(strategy)
     os.sync()
-
-
-def make_run(cluster: Loopback, home: Path, files: int) -> None:
-    """What ``launch`` would have left on this machine of the run."""
-    hosts = [
-        HostPlan(
-            host=host.name,
-            server_id=host.server_id,
-            run_dir=str(_run_dir(cluster, number)),
-            python=host.python,
-            processes=tuple(
-                PlannedProcess(f"rank_{rank}", rank, rank, (), ())
-                for rank in range(number * files, (number + 1) * files)
-            ),
-            files=(),
-        )
-        for number, host in enumerate(cluster.hosts)
-    ]
-    plan = Plan(
-        run_id=RUN_ID,
-        cluster="loopback",
-        mode="train",
-        recipe="none",
-        world_size=len(hosts) * files,
-        hosts=tuple(hosts),
-        grace_s=10.0,
-        heartbeat_s=1.0,
-        ships_worker=False,
-    )
-    folder = home / "runs" / RUN_ID
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(plan.to_json())
-    (folder / "journal.jsonl").touch()
-    save_hosts(folder / "hosts.json", cluster.hosts)
-
-
-def _run_dir(cluster: Loopback, number: int) -> Path:
-    return Path(cluster.hosts[number].workdir) / "runs" / RUN_ID
 
 
 def contestants(cluster: Loopback, home: Path) -> Dict[str, Contestant]:
@@ -156,7 +116,7 @@ def contestants(cluster: Loopback, home: Path) -> Dict[str, Contestant]:
         "-oKexAlgorithms=curve25519-sha256",
     ]
     shell = shlex.join(ssh)
-    sources = {h.address: f"{_run_dir(cluster, i)}/output/" for i, h in enumerate(cluster.hosts)}
+    sources = {host.address: f"{run_dir(host)}/output/" for host in cluster.hosts}
 
     def ours(*more: str) -> Contestant:
         def command(out: Path) -> Sequence[Sequence[str]]:
