@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 import traceback
 from typing import Callable, Dict, List, NoReturn, Optional
 
-from . import control, journal, snapshot, stopping, streaming
+from . import control, fence, journal, snapshot, stacks, stopping, streaming
 from .daemon import arm
 from .failure import NodeError
 from .folder import Json, RunFolder
@@ -18,6 +19,7 @@ def main(arguments: List[str]) -> int:
     """Run one command and return its exit status (see failure.EXIT_STATUS)."""
     try:
         options = _parser().parse_args(arguments)
+        fence.admit(options.folder, caller_of(options))
         answer: Optional[Json] = options.action(options)
     except NodeError as error:
         _print(error.to_json())
@@ -46,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("--run-dir", required=True, type=_folder, dest="folder", metavar="DIR")
+        sub.add_argument("--epoch", type=_offset, metavar="N", help="of the controller that asks")
+        sub.add_argument("--owner", default="", metavar="TEXT", help="that controller's name")
         sub.set_defaults(action=action)
         return sub
 
@@ -56,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--journal", type=_offset, default=0, metavar="OFFSET")
     sub.add_argument("--offsets", type=_offsets, default={}, metavar="JSON")
     command("status", "print one snapshot", lambda options: snapshot.take(options.folder))
+    command("stacks", "show where every rank stands now", lambda o: stacks.take(o.folder))
+    command("claim", "take over control of the run", _claim)
     sub = command("stop", "end everything and prove that nothing is left", _stop)
     sub.add_argument("--grace", type=_seconds, metavar="S")
     sub.add_argument("--reason", default="stopped on request", metavar="TEXT")
@@ -84,14 +90,14 @@ def _start(options: argparse.Namespace) -> Json:
         else:
             if "error" in answer:
                 raise NodeError(**answer["error"])
-            return answer
+            return dict(answer, wall=time.time())
     if not _was_started(folder):
         raise NodeError(
             "host-not-ready",
             f"no supervisor is armed in {folder.path}",
             "arm it first; an armed one that is not started in time ends by itself",
         )
-    return {"started": True}
+    return {"started": True, "wall": time.time()}
 
 
 def _was_started(folder: RunFolder) -> bool:
@@ -99,7 +105,17 @@ def _was_started(folder: RunFolder) -> bool:
 
 
 def _stream(options: argparse.Namespace) -> None:
-    streaming.stream(options.folder, options.journal, options.offsets)
+    streaming.stream(options.folder, options.journal, options.offsets, caller_of(options))
+
+
+def _claim(options: argparse.Namespace) -> Json:
+    """Everything was done before, by ``fence.admit``."""
+    return {"claimed": True}
+
+
+def caller_of(options: argparse.Namespace) -> Optional[fence.Caller]:
+    """Who asks; None for somebody on the host, who gives no epoch."""
+    return None if options.epoch is None else fence.Caller(options.epoch, options.owner)
 
 
 def _stop(options: argparse.Namespace) -> Json:

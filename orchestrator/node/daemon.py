@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import List, NoReturn
 
-from . import control, journal, leases, processes
+from . import control, journal, leases, processes, stopping
 from .failure import NodeError
 from .folder import Json, RunFolder, append_only
 from .leases import Lock
@@ -26,6 +26,8 @@ def arm(folder: RunFolder, start_timeout: float) -> Json:
     used before; ``host-not-ready`` when the folder cannot be written.
     """
     spec = load(folder.spec)
+    # Before the leases are taken: what an earlier run left behind still holds them.
+    swept = stopping.sweep_leftovers(spec.workdir, but=folder.path)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -40,7 +42,7 @@ def arm(folder: RunFolder, start_timeout: float) -> Json:
     answer: Json = json.loads(line.decode("ascii"))
     if "error" in answer:
         raise NodeError(**answer["error"])
-    return answer
+    return dict(answer, swept=swept)
 
 
 def _detach(folder: RunFolder, spec: Spec, start_timeout: float, writer: int) -> NoReturn:
@@ -133,10 +135,9 @@ def _take_locks(folder: RunFolder, spec: Spec) -> List[Lock]:
                 f"{folder.path} has already been used by a run",
                 "launch again: every run has a folder of its own",
             )
-        directory = os.path.join(spec.workdir, "leases")
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.makedirs(os.path.join(spec.workdir, "leases"), mode=0o700, exist_ok=True)
         for name in spec.leases:
-            locks.append(leases.take_lease(directory, name, holder))
+            locks.append(leases.take_lease(spec.workdir, name, holder))
     except (NodeError, OSError):
         _release(locks)
         raise

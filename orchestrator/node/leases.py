@@ -6,10 +6,14 @@ import errno
 import fcntl
 import json
 import os
+import time
 from typing import Optional
 
 from .failure import NodeError
 from .folder import Json, read_json
+
+_TRIES = 10
+_PAUSE_S = 0.02
 
 
 class Lock:
@@ -32,21 +36,40 @@ class Lock:
 def take(path: str, holder: Json) -> Optional[Lock]:
     """Take the lock, or None when somebody has it. Raises OSError when it cannot be made."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not _lock(descriptor, fcntl.LOCK_EX):
         os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return None
-        raise
+        return None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode("ascii") + b"\n", 0)
     return Lock(path, descriptor)
 
 
-def take_lease(folder: str, name: str, holder: Json) -> Lock:
-    """Take ``<workdir>/leases/<name>.lock``. Raises NodeError (busy) that names the holder."""
-    path = os.path.join(folder, name + ".lock")
+def holder(path: str) -> Optional[Json]:
+    """Who has the lock, as it wrote itself down; None when nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if _try(descriptor, fcntl.LOCK_SH):
+            return None
+    finally:
+        os.close(descriptor)
+    return read_json(path) or {}
+
+
+def path_of(workdir: str, name: str) -> str:
+    """The lock file of the lease ``name`` on this host.
+
+    The host's own name is in it, because hosts may share a workdir; not that of an inventory,
+    because two inventories may call one host by two names.
+    """
+    return os.path.join(workdir, "leases", "{}.{}.lock".format(os.uname().nodename, name))
+
+
+def take_lease(workdir: str, name: str, holder: Json) -> Lock:
+    """Take the lease ``name`` of this host. Raises NodeError (busy) that names the holder."""
+    path = path_of(workdir, name)
     lock = take(path, holder)
     if lock is None:
         other = read_json(path) or {}
@@ -54,6 +77,25 @@ def take_lease(folder: str, name: str, holder: Json) -> Lock:
         raise NodeError(
             "busy",
             f"{name} is held by run {run} (supervisor pid {other.get('pid', 'unknown')})",
-            f"wait for run {run} to end, or stop it with: glm2-orch stop {run}",
+            f"wait for run {run} to end (launch --wait), or stop it with: glm2-orch stop {run}",
         )
     return lock
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Try for a moment: ``holder`` in another process touches the lock for an instant."""
+    for _ in range(_TRIES):
+        if _try(descriptor, kind):
+            return True
+        time.sleep(_PAUSE_S)
+    return False
+
+
+def _try(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Set
+from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 try:
     import ctypes
@@ -104,19 +104,55 @@ def ancestors(pid: int, processes: Table) -> Set[int]:
 def carries(pid: int, run_id: str, run_dir: str) -> bool:
     """Whether the process was started with the GLM2_RUN_ID and GLM2_RUN_DIR of this run.
 
-    The folder counts too, because several hosts of a run may share one machine. Processes of
-    other users cannot be read and do not belong to us.
+    The folder counts too, because several hosts of a run may share one machine.
+    """
+    found = marks(pid)
+    return (
+        found is not None
+        and found[0] == run_id
+        and os.path.realpath(found[1]) == os.path.realpath(run_dir)
+    )
+
+
+def marks(pid: int) -> Optional[Tuple[str, str]]:
+    """GLM2_RUN_ID and GLM2_RUN_DIR that the process was started with; None: it has not both.
+
+    Processes of other users cannot be read and do not belong to us.
     """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
     except OSError:
-        return False
-    if b"GLM2_RUN_ID=" + os.fsencode(run_id) not in variables:
-        return False
+        return None
     # As in an environment with a name twice, the last one wins.
-    folders = [v[len(b"GLM2_RUN_DIR=") :] for v in variables if v.startswith(b"GLM2_RUN_DIR=")]
-    return bool(folders) and os.path.realpath(folders[-1]) == os.path.realpath(os.fsencode(run_dir))
+    found = dict(variable.partition(b"=")[::2] for variable in variables)
+    run_id, run_dir = found.get(b"GLM2_RUN_ID"), found.get(b"GLM2_RUN_DIR")
+    return (os.fsdecode(run_id), os.fsdecode(run_dir)) if run_id and run_dir else None
+
+
+def open_files(pid: int) -> List[str]:
+    """What the descriptors of the process lead to; empty when it is gone or not ours."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(os.readlink(os.path.join(folder, name)))
+        except OSError:  # closed in the meantime
+            continue
+    return found
+
+
+def fields_of(path: str, most: int = -1) -> List[List[str]]:
+    """The lines of a file of /proc, cut at blanks at most ``most`` times; empty when unreadable."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [line.rstrip("\n").split(None, most) for line in file]
+    except OSError:
+        return []
 
 
 def members(

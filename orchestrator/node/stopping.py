@@ -8,7 +8,7 @@ import socket
 import time
 from typing import List, Optional, Set, Tuple
 
-from . import control, processes, snapshot
+from . import certificate, control, processes, snapshot
 from .failure import NodeError
 from .folder import Json, RunFolder
 from .processes import Process
@@ -17,6 +17,7 @@ from .supervision import FLUSH_PATIENCE_S, KILL_PATIENCE_S
 
 _MARGIN_S = 5.0
 _POLL_S = 0.03
+_LEFTOVER_GRACE_S = 2.0
 
 
 def stop(folder: RunFolder, grace: Optional[float], reason: str) -> Json:
@@ -50,6 +51,27 @@ def sweep(folder: RunFolder, grace: Optional[float]) -> Json:
     return _sweep(folder, grace)
 
 
+def sweep_leftovers(workdir: str, but: str) -> List[Json]:
+    """End what earlier runs of this workdir left on the host: processes that carry the marks of
+    a run whose supervisor is dead. ``but`` is the run folder of the run that asks.
+
+    One entry a run that had any: ``run_id``, ``run_dir``, ``clean``, ``swept``, ``left``.
+    """
+    found = {mark for mark in map(processes.marks, processes.table()) if mark is not None}
+    runs = os.path.realpath(os.path.join(workdir, "runs")) + os.sep
+    swept = []
+    for run_id, run_dir in sorted(found):
+        place = os.path.realpath(run_dir)
+        folder = RunFolder(run_dir)
+        if not place.startswith(runs) or place == os.path.realpath(but):
+            continue
+        if snapshot.supervisor_identity(folder) is None:
+            left, asked = _end(folder, run_id, _LEFTOVER_GRACE_S)
+            names = [{"pid": one.pid, "command": one.name} for one in left]
+            swept.append({"run_id": run_id, "run_dir": run_dir, "swept": asked, "left": names})
+    return [entry for entry in swept if entry["swept"]]
+
+
 def _request_stop(
     folder: RunFolder, supervisor: Process, grace: Optional[float], reason: str
 ) -> float:
@@ -78,15 +100,30 @@ def _wait_for_end(process: Process, seconds: float) -> bool:
 
 def _sweep(folder: RunFolder, grace: Optional[float], supervisor: Optional[int] = None) -> Json:
     run_id = _run_id(folder)
+    left, swept = _end(folder, run_id, _grace(folder, grace), supervisor)
+    state = snapshot.take(folder)
+    return dict(
+        certificate.make(folder, run_id, left),
+        swept=swept,
+        state=state["state"],
+        outcome=state["outcome"],
+    )
+
+
+def _end(
+    folder: RunFolder, run_id: str, grace: float, supervisor: Optional[int] = None
+) -> Tuple[List[Process], int]:
+    """TERM, grace, KILL to all of the run but its supervisor; who is left, and how many were
+    signalled."""
     # Never the one who asks: a shell may have the environment of a rank.
     spared = processes.ancestors(os.getpid(), processes.table())
     asked: Set[Tuple[int, int]] = set()
-    kill_at = time.monotonic() + _grace(folder, grace)
+    kill_at = time.monotonic() + grace
     while True:
         left = processes.members(run_id, folder.path, supervisor, spared)
         now = time.monotonic()
         if not left or now >= kill_at + KILL_PATIENCE_S:
-            break
+            return left, len(asked)
         for process in left if now >= kill_at else processes.tops(left):
             key = (process.pid, process.start_ticks)
             if now >= kill_at:
@@ -96,18 +133,6 @@ def _sweep(folder: RunFolder, grace: Optional[float], supervisor: Optional[int] 
                 processes.send(process, signal.SIGCONT)  # a stopped process would not see it
             asked.add(key)
         time.sleep(_POLL_S)
-    state = snapshot.take(folder)
-    return {
-        "clean": not left,
-        "left": _describe(left),
-        "swept": len(asked),
-        "state": state["state"],
-        "outcome": state["outcome"],
-    }
-
-
-def _describe(left: List[Process]) -> List[Json]:
-    return [{"pid": p.pid, "start_ticks": p.start_ticks, "command": p.name} for p in left]
 
 
 def _run_id(folder: RunFolder) -> str:

@@ -14,7 +14,7 @@ import stat
 import time
 from typing import Dict, Iterator, List, Optional
 
-from . import journal, processes, snapshot
+from . import fence, journal, processes, snapshot
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
 from .spec import Spec, load
@@ -27,9 +27,15 @@ class ReaderGone(Exception):
     """Nobody reads us any more."""
 
 
-def stream(folder: RunFolder, journal_offset: int, offsets: Dict[str, int]) -> None:
-    """Write frames to standard output until the run has ended and all is sent, or until the
-    reader is gone: standard output closed, or standard input, when it is a pipe, at its end.
+def stream(
+    folder: RunFolder,
+    journal_offset: int,
+    offsets: Dict[str, int],
+    caller: Optional[fence.Caller] = None,
+) -> None:
+    """Write frames to standard output until the run has ended and all is sent, until another
+    controller has taken over from ``caller``, or until the reader is gone: standard output
+    closed, or standard input, when it is a pipe, at its end.
 
     Raises NodeError: ``spec``, or ``usage`` for an offset of a file that the run does not have.
     """
@@ -43,7 +49,7 @@ def stream(folder: RunFolder, journal_offset: int, offsets: Dict[str, int]) -> N
     tails = [Tail(folder.path, name, offsets.get(name, 0)) for name in files]
     output = Output()
     try:
-        for frame in frames(folder, spec, journal_offset, tails, output):
+        for frame in frames(folder, spec, journal_offset, tails, output, caller):
             output.write(json.dumps(frame, separators=(",", ":")).encode("ascii") + b"\n")
     except ReaderGone:
         return
@@ -123,7 +129,12 @@ class Output:
 
 
 def frames(
-    folder: RunFolder, spec: Spec, journal_offset: int, tails: List[Tail], output: Output
+    folder: RunFolder,
+    spec: Spec,
+    journal_offset: int,
+    tails: List[Tail],
+    output: Output,
+    caller: Optional[fence.Caller] = None,
 ) -> Iterator[Json]:
     """All frames in order. Events come before the bytes written at the same time."""
     supervisor = snapshot.supervisor_identity(folder)
@@ -131,6 +142,10 @@ def frames(
     beat_at = 0.0
     ended = lost = False
     while True:
+        other = fence.successor(folder, caller)
+        if other is not None:
+            yield {"t": "fenced", **other}
+            return
         if not ended:
             alive = supervisor is not None and processes.is_alive(
                 supervisor.pid, supervisor.start_ticks

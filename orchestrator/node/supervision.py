@@ -17,15 +17,16 @@ import signal
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from typing import Dict, List, Optional, Set, Tuple
 
 from . import control, processes
+from .children import Child, spawn
 from .failure import NodeError
-from .folder import Json, RunFolder, append_only, overwrite_json, replace_json
+from .folder import Json, RunFolder, overwrite_json, replace_json
 from .journal import Journal
 from .leases import Lock
 from .processes import Process
+from .shared_memory import Notes
 from .spec import ProcessSpec, Spec
 
 KILL_PATIENCE_S = 10.0
@@ -35,23 +36,7 @@ FLUSH_PATIENCE_S = 10.0
 
 _SCAN_EVERY_S = 0.5
 _KILL_EVERY_S = 0.05
-
-
-@dataclass
-class Child:
-    """A process of the specification that was started."""
-
-    spec: ProcessSpec
-    popen: "subprocess.Popen[bytes]"
-    start_ticks: int
-    code: Optional[int] = None
-    """As a shell shows it, 128 + signal; None while it runs."""
-    signalled: bool = False
-    """We ended it: whatever its exit status, it is not a cause."""
-
-    @property
-    def running(self) -> bool:
-        return self.code is None
+_NOTE_EVERY_S = 10.0
 
 
 class Supervision:
@@ -79,6 +64,8 @@ class Supervision:
         self._sent: Set[Tuple[int, int, int]] = set()
         """What was signalled: pid, start time, signal."""
         self._spared: Set[int] = set()
+        self._memory = Notes(folder, since=time.time())
+        self._note_at = 0.0
         self._unwritten: Dict[str, Json] = {}
         self._problem = ""
 
@@ -163,45 +150,18 @@ class Supervision:
         for spec in self.spec.processes:
             try:
                 os.makedirs(self.folder.process(spec.name), mode=0o700, exist_ok=True)
-                popen = self._spawn(spec)
+                child = spawn(self.folder, self.spec.run_id, spec, self.leases)
             except (OSError, subprocess.SubprocessError) as error:
                 self._not_started(spec, error)
                 return
-            process = processes.read(popen.pid)
-            child = Child(spec, popen, process.start_ticks if process else 0)
             self.children.append(child)
             self.journal.append(
                 "process_started",
                 name=spec.name,
                 rank=spec.rank,
-                pid=popen.pid,
+                pid=child.popen.pid,
                 start_ticks=child.start_ticks,
             )
-
-    def _spawn(self, spec: ProcessSpec) -> "subprocess.Popen[bytes]":
-        supervisor = os.getpid()
-
-        def tie_to_supervisor() -> None:
-            processes.die_with_parent()
-            if os.getppid() != supervisor:  # it died before the line above
-                os._exit(1)
-
-        log = append_only(self.folder.stdout(spec.name))
-        try:
-            return subprocess.Popen(
-                spec.argv,
-                cwd=self.folder.path,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(os.environ, GLM2_RUN_ID=self.spec.run_id, GLM2_RUN_DIR=self.folder.path),
-                start_new_session=True,
-                preexec_fn=tie_to_supervisor,
-                # A device stays leased while any process of ours may use it, even if we are killed.
-                pass_fds=[lease.descriptor for lease in self.leases],
-            )
-        finally:
-            os.close(log)
 
     def _not_started(self, spec: ProcessSpec, error: Exception) -> None:
         code = 127 if isinstance(error, FileNotFoundError) else 126
@@ -306,6 +266,7 @@ class Supervision:
 
     def _begin_ending(self, grace: float) -> None:
         """A second call can only shorten the grace."""
+        self._note_memory()
         kill_at = time.monotonic() + grace
         self._kill_at = min(self._kill_at, kill_at) if self.state == "ending" else kill_at
         self._scan_at = 0.0
@@ -394,6 +355,9 @@ class Supervision:
 
     def _beat(self, now: float) -> None:
         self._beat_at = now + self.spec.heartbeat_s
+        if now >= self._note_at and self.state == "running":
+            self._note_at = now + _NOTE_EVERY_S
+            self._note_memory()
         self._flush()
         beat: Json = {
             "schema": 1,
@@ -414,6 +378,12 @@ class Supervision:
                 overwrite_json(self.folder.heartbeat, beat)
             except OSError:  # its age tells
                 return
+
+    def _note_memory(self) -> None:
+        try:
+            self._memory.take(process.pid for process in self._members())
+        except OSError as error:
+            self._problem = f"shared_memory.json: {error.strerror}"
 
     def _wake_on_signals(self) -> int:
         reader, writer = os.pipe()

@@ -86,6 +86,9 @@ class Host:
         spec.update(settings)
         (self.run_dir / "spec.json").write_text(json.dumps(spec))
 
+    def lease(self, name: str) -> Path:
+        return self.workdir / "leases" / f"{os.uname().nodename}.{name}.lock"
+
     def argv(self, command: str, *options: str) -> List[str]:
         program = str(self.run_dir / "node" / "supervisor.py")
         return [self.python, program, command, "--run-dir", str(self.run_dir), *options]
@@ -109,7 +112,7 @@ class Host:
     def launch(self, *ranks: List[str], **settings: Any) -> None:
         self.ship(*ranks, **settings)
         self.do("arm")
-        assert self.do("start") == {"started": True}
+        assert self.do("start")["started"] is True
 
     def events(self, kind: str = "") -> List[Json]:
         path = self.run_dir / "journal.jsonl"

@@ -25,7 +25,7 @@ def test_normal_run(new_host: Callable[..., Host], any_python: str) -> None:
     )
     armed = host.do("arm")
     assert host.do("status")["state"] == "armed"
-    lease = json.loads((host.workdir / "leases" / "device_0.lock").read_text())
+    lease = json.loads(host.lease("device_0").read_text())
     assert (lease["run_id"], lease["pid"]) == (host.run_id, armed["pid"])
     host.do("start")
     finished = host.wait_finished()
@@ -46,7 +46,7 @@ def test_normal_run(new_host: Callable[..., Host], any_python: str) -> None:
     assert (status["state"], status["outcome"]) == ("finished", "succeeded")
     assert status["supervisor_alive"] is False
     assert status["heartbeat"]["outcome"] == "succeeded"
-    assert (host.workdir / "leases" / "device_0.lock").read_text() == ""
+    assert host.lease("device_0").read_text() == ""
     assert not (host.run_dir / "control.sock").exists()
     assert (host.run_dir / "supervisor.log").read_text() == ""
 
@@ -158,19 +158,11 @@ def test_ranks_die_with_a_killed_supervisor(new_host: Callable[..., Host], any_p
     status = host.do("status")
     assert (status["state"], status["outcome"]) == ("lost", None)
     assert [process["state"] for process in status["processes"]] == ["gone", "gone"]
-    # The helper holds the device still, so nobody else gets it before the sweep.
     assert alive(helper)
-    other = new_host(any_python)
-    other.ship(FOREVER)
-    code, answer = other.ask("arm")
-    assert code == 9
-    assert host.run_id in answer["error"]["message"]
     certificate = host.do("sweep")
     assert (certificate["clean"], certificate["left"], certificate["swept"]) == (True, [], 1)
     assert certificate["state"] == "lost"
     assert not alive(helper)
-    other.do("arm")
-    other.do("stop")
 
 
 def test_sweep_leaves_a_living_supervisor_alone(host: Host) -> None:
@@ -191,6 +183,10 @@ def test_stop_is_repeatable_and_works_in_every_state(host: Host) -> None:
     assert first == {
         "clean": True,
         "left": [],
+        "ports": [],
+        "devices": [],
+        "shared_memory": [],
+        "lock": None,
         "swept": 0,
         "state": "finished",
         "outcome": "cancelled",
@@ -258,10 +254,10 @@ def test_a_supervisor_that_is_never_started_ends_itself(host: Host) -> None:
 
 def test_start_twice_starts_once(host: Host) -> None:
     host.launch(sh("echo once; exec sleep 600"))
-    assert host.do("start") == {"started": True}
+    assert host.do("start")["started"] is True
     host.wait_file("ranks/rank_0/stdout.log")
     host.do("stop")
-    assert host.do("start") == {"started": True}  # the answer to the first may have been lost
+    assert host.do("start")["started"] is True  # the answer to the first may have been lost
     assert len(host.events("process_started")) == 1
     assert host.stdout("rank_0") == b"once\n"
 
