@@ -19,6 +19,7 @@ from glm2.data import Batches, read_rows
 from glm2.errors import ConfigError, Glm2Error, UsageError
 from glm2.infer_section import Graphs
 from glm2.metrics import Metrics, say, warn
+from glm2.runtimes import graph_file
 from glm2.settings import Settings, find_config, load_settings, needed
 from glm2.tokenizer import tokenizer_for
 
@@ -144,7 +145,8 @@ def export(model: Glm2, graphs: Graphs, weights: str, quality: Optional[Quality]
             f"the graphs cannot be written to {graphs.prefill.parent}: {lines[0] if lines else ''}",
             hint="see that the folder can be written and has room for the weights twice",
         ) from error
-    say(f"wrote {graphs.prefill}, {graphs.increment} and {graphs.manifest}")
+    written = (graph_file(graphs.prefill), graph_file(graphs.increment), graphs.manifest)
+    say(f"wrote {', '.join(map(str, written))}")
 
 
 def _manifest_text(
