@@ -100,6 +100,7 @@ class _Court:
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        self.ranks = case.by_rank()
         self.all: List[Seen] = []
         for process in case.processes:
             self.all.extend(counting(process))
@@ -108,11 +109,7 @@ class _Court:
         self.complaining = {
             seen.process.name for seen in self.all if seen.finding.signature.role == "symptom"
         }
-        self.devices = dict(case.devices)
-        for process in case.processes:
-            for log in process.logs:
-                for device, rank in log.devices.items():
-                    self.devices.setdefault(device, rank)
+        self.devices = _devices(case)
 
     def own_error(self) -> Optional[Diagnosis]:
         own = [s for s in self.free if is_own(s.finding.signature)]
@@ -136,7 +133,7 @@ class _Court:
         most = max(votes.values())
         blamed = [one for one, weight in votes.items() if weight == most]
         ranks = sorted(one for one in blamed if isinstance(one, int))
-        size = self.case.world_size or len(self.case.by_rank())
+        size = self.case.world_size or len(self.ranks)
         if len(blamed) > 1 and len(blamed) * 2 > max(size, 2):
             return None
         witness = min(
@@ -144,14 +141,19 @@ class _Court:
         )
         who = [self._process(rank) for rank in ranks]
         device = None if ranks else next(one for one in blamed if not isinstance(one, int))
-        by = format_ranks(
+        by = [
             s.process.rank
             for s in witnesses
             if s.process.rank is not None and self._blames(s) & set(blamed)
-        )
-        reason = f"named by {'rank ' + by if by else 'others'}, with no error of its own"
-        if device is not None:
-            reason = f"named by {'rank ' + by if by else 'others'}; its rank is not known"
+        ]
+        silent = self._silent()
+        rest = "with no error of its own"
+        if device is not None and len(silent) == 1:
+            who, rest = silent, f"as device {device[1]} of {device[0]}; it alone is silent"
+            device = None
+        elif device is not None:
+            rest = "its rank is not known"
+        reason = f"named by {_ranks(by) if by else 'others'}, {rest}"
         answer = self._answer("named", reason, witness, who)
         return replace(answer, device=device)
 
@@ -176,7 +178,7 @@ class _Court:
     def vanished(self) -> Optional[Diagnosis]:
         silent = self._silent()
         witnesses = [s for s in self.all if s.finding.signature.role in ("symptom", "root")]
-        size = max(self.case.world_size or 0, len(self.case.by_rank()))
+        size = max(self.case.world_size or 0, len(self.ranks))
         if not silent or not witnesses or len(silent) * 2 > max(size, 2):
             return None
         silent.sort(key=lambda p: (p.last_time is not None, p.last_time or 0.0, p.rank or 0))
@@ -262,12 +264,26 @@ class _Court:
         named = seen.finding.named
         blamed: Set[Blamed] = set(named.ranks)
         for device in named.devices:
-            blamed.add(self.devices.get(device, device))
+            rank = self._rank_of(device)
+            blamed.add(device if rank is None else rank)
         if named.present:
             blamed |= self._absent(seen.process)
         if seen.process.rank is not None:
             blamed.discard(seen.process.rank)
         return blamed
+
+    def _rank_of(self, device: Device) -> Optional[int]:
+        """Its rank, as it was told; or counted from another device of its server, whose ranks
+        are numbered in the order of the devices."""
+        known = self.devices.get(device)
+        if known is not None:
+            return known
+        server, number = device
+        for (other, at), rank in self.devices.items():
+            counted = rank - at + number
+            if other == server and min(number, at) >= 0 and counted in self.ranks:
+                return counted
+        return None
 
     def _absent(self, process: Process) -> Set[int]:
         """Ranks that are on none of the lists of who showed up."""
@@ -284,17 +300,17 @@ class _Court:
             return True
         if self.case.world_size is not None and one >= self.case.world_size:
             return False
-        process = self.case.by_rank().get(one)
+        process = self.ranks.get(one)
         return process is None or (is_free(process) and process.name not in self.complaining)
 
     def _process(self, rank: int) -> Process:
-        known = self.case.by_rank().get(rank)
+        known = self.ranks.get(rank)
         return known if known is not None else Process(f"rank_{rank}", rank)
 
     def _silent(self) -> List[Process]:
         """Ranks that say nothing of an error though they did not end well, and absent ones."""
         speaking = {s.process.name for s in self.all if s.finding.signature.role != "generic"}
-        ranks = self.case.by_rank()
+        ranks = self.ranks
         silent = [
             process
             for process in ranks.values()
@@ -329,7 +345,7 @@ class _Court:
                 )
                 break
         votes, _ = self._votes()
-        ranks = self.case.by_rank()
+        ranks = self.ranks
         ended = [
             one
             for one in votes
@@ -373,6 +389,18 @@ def _same(first: Seen, own: List[Seen]) -> List[Seen]:
 
 def _by_rank(processes: Iterable[Process]) -> List[Process]:
     return sorted(processes, key=lambda p: (p.rank is None, p.rank or 0, p.name))
+
+
+def _devices(case: Case) -> Dict[Device, int]:
+    """Ranks of devices: of the plan or rank table first, then as the logs tell them."""
+    devices = dict(case.devices)
+    for process in case.processes:
+        for log in process.logs:
+            for device, rank in log.devices.items():
+                devices.setdefault(device, rank)
+            if log.device is not None and process.rank is not None:
+                devices.setdefault(log.device, process.rank)
+    return devices
 
 
 def _ranks(ranks: Iterable[int]) -> str:

@@ -65,6 +65,8 @@ class LogEvidence:
     world_size: Optional[int] = None
     rank: Optional[int] = None
     """The rank that wrote it, where its lines say so."""
+    device: Optional[Device] = None
+    """The device of the rank that wrote it, where its lines say so."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ _SELF = re.compile(
 _WORLD = re.compile(
     r"\brankSize\[(\d{1,6})\]|need connect rankNum is \[(\d{1,6})\]|RANK_SIZE=(\d{1,6})"
 )
+_OWN_DEVICE = re.compile(r"\blocal rank ?\[([^/\]]{1,64})/(\d{1,4})\]")
 _OWN_RANK = re.compile(r"localUserrank\[(\d{1,6})\]|groupRank information .*rankId\[(\d{1,6})\]")
 
 
@@ -118,6 +119,7 @@ class _Reader:
         self._devices: Dict[Device, int] = {}
         self._world: Optional[int] = None
         self._rank: Optional[int] = None
+        self._device: Optional[Device] = None
 
     def skim(self, block: bytes) -> None:
         self._lines += block.count(b"\n")
@@ -153,6 +155,7 @@ class _Reader:
             devices=self._devices,
             world_size=self._world,
             rank=self._rank,
+            device=self._device,
         )
 
     def _times(self, block: bytes) -> None:
@@ -241,6 +244,9 @@ class _Reader:
         world = _WORLD.search(text)
         if world is not None:
             self._world = int(world.group(world.lastindex or 1))
+        device = _OWN_DEVICE.search(text)
+        if device is not None and self._device is None:
+            self._device = device.group(1), int(device.group(2))
         own = _OWN_RANK.search(text)
         if own is not None and self._rank is None:
             self._rank = int(own.group(own.lastindex or 1))

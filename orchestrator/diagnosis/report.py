@@ -11,7 +11,7 @@ from orchestrator.diagnosis.lines import show_time
 from orchestrator.logs.ranks import format_ranks
 from orchestrator.logs.text import printable
 
-_MOST_TEXT, _MOST_HEADLINE = 240, 120
+_MOST_TEXT, _MOST_EVIDENCE, _MOST_HEADLINE = 240, 160, 120
 
 
 def headline(diagnosis: Diagnosis) -> str:
@@ -147,7 +147,8 @@ def _is_the_line(one: Group, diagnosis: Diagnosis) -> bool:
 def _evidence(one: Group) -> str:
     time = "" if one.time is None else show_time(one.time)[11:] + " "
     times = f" (x{one.count})" if one.count > 1 else ""
-    return f"  [{one.label()}] {time}{one.first.place}: {_cut(one.first.text)}{times}"
+    text = _cut(one.first.text, _MOST_EVIDENCE)
+    return f"  [{one.label()}] {time}{one.first.place}: {text}{times}"
 
 
 def _evidence_record(one: Group) -> Dict[str, Any]:

@@ -111,8 +111,18 @@ def test_others_name_the_culprit(rank):
     assert told(answer) == ("named", [1], "heartbeat")
     assert "rank 0" in answer.reason
     unknown = judge(*logs)
-    assert (unknown.rule, unknown.device) == ("named", ("b", 7))
-    assert who(unknown) == "device 7 of b"
+    assert told(unknown) == ("named", [1], "heartbeat")
+    assert unknown.reason == "named by rank 0, as device 7 of b; it alone is silent"
+    alone = judge(logs[0], size=3)
+    assert (alone.rule, alone.device) == ("named", ("b", 7))
+    assert who(alone) == "device 7 of b"
+
+
+def test_a_device_is_counted_from_another_of_its_server(rank):
+    lost = "[INFO] HCCL(1,p):{} [h.cc:9] local rank [b/1]: crimer rank [b/0] status[LOST] by [b/1]"
+    answer = judge(rank(0, (9, WAIT)), rank(1, (9, WAIT)), rank(2, (2, OK)), rank(3, (5, lost)))
+    assert told(answer) == ("named", [2], "heartbeat")
+    assert "named by rank 3" in answer.reason
 
 
 def test_a_culprit_that_we_ended_is_a_note(rank):
