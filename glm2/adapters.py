@@ -21,6 +21,16 @@ def is_adapter(name: str) -> bool:
     return name.endswith((f".{DOWN}", f".{UP}")) and not name.startswith("adam_")
 
 
+def own_name(name: str) -> str:
+    """The name of a parameter here; some releases of MindPet write the last letter large.
+
+    >>> own_name("a.query_key_value.mindpet_delta_lora_A")
+    'a.query_key_value.mindpet_delta_lora_a'
+    """
+    large = (f".{DOWN[:-1]}A", f".{UP[:-1]}B")
+    return name[:-1] + name[-1].lower() if name.endswith(large) else name
+
+
 def adapted_layers(config: ModelConfig) -> Dict[str, Shape]:
     """Full name of each linear layer with adapters, and the shape of its weight.
 

@@ -20,7 +20,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from glm2.adapters import is_adapter
+from glm2.adapters import is_adapter, own_name
 from glm2.download import DOWNLOADS
 from glm2.errors import CheckpointError, ConfigError
 from glm2.settings import CHECKPOINT_NAME
@@ -198,7 +198,8 @@ def fill(parameters: Sequence[Parameter], found: Mapping[str, Parameter], source
 
 def read_weights(file: Path) -> Dict[str, Parameter]:
     """Weights and adapters of a file by name, without the state of training."""
-    return {name: value for name, value in read_parameters(file).items() if not is_state(name)}
+    found = read_parameters(file)
+    return {own_name(name): value for name, value in found.items() if not is_state(name)}
 
 
 def read_parameters(file: Path) -> Dict[str, Parameter]:

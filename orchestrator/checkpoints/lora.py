@@ -12,6 +12,7 @@ ADDABLE = ("Float16", "BFloat16", "Float32")
 
 _PAIRS = (
     (".mindpet_delta_lora_a", ".mindpet_delta_lora_b"),  # MindFormers with MindPet
+    (".mindpet_delta_lora_A", ".mindpet_delta_lora_B"),  # some releases of MindPet
     (".lora_a", ".lora_b"),
     (".lora_A.weight", ".lora_B.weight"),  # PEFT
 )

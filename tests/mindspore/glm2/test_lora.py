@@ -210,6 +210,15 @@ class TestLoading:
         assert load_adapted(model, file, str(base)) == f"{base} and the adapters of {file}"
         self.check(model, found)
 
+    def test_mindpets_large_letters_are_the_same_adapters(
+        self, found: Arrays, tmp_path: Path
+    ) -> None:
+        large = {k[:-1] + k[-1].upper() if is_adapter(k) else k: v for k, v in found.items()}
+        assert len(large.keys() - found.keys()) == 4
+        model = adapted(fresh=True)
+        load_adapted(model, save(tmp_path / "all.ckpt", large), "")
+        self.check(model, found)
+
     def test_adapters_of_the_base_are_replaced(self, found: Arrays, tmp_path: Path) -> None:
         _, adapters = self.split(found)
         file = save(tmp_path / "adapters.ckpt", adapters)

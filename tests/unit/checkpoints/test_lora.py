@@ -100,6 +100,19 @@ def test_adapters_alone_and_a_file_of_base_weights(tmp_path: Path) -> None:
     assert set(index_file(report.output).tensors) == {*weights, "step_num"}
 
 
+def test_adapters_with_large_letters_are_the_same(tmp_path: Path) -> None:
+    model = model_of("Float32")
+    large = {
+        name[:-1] + name[-1].upper() if "lora" in name else name: tensor
+        for name, tensor in model.items()
+    }
+    source = tmp_path / "large.ckpt"
+    source.write_bytes(ckpt_bytes(large))
+    report = merge(source, None, tmp_path / "out", lora_alpha=8, verify=True)
+    found = read(report.output, "q.weight")
+    np.testing.assert_allclose(found, expected(model, "q", 2.0), rtol=1e-6, atol=1e-6)
+
+
 def test_adapters_can_be_cut_for_another_layout(tmp_path: Path) -> None:
     from orchestrator.checkpoints.target import Words
 
