@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence
 
+from glm2.adapters import is_adapter
 from glm2.config import FLOAT_TYPES, ModelConfig
 from glm2.errors import CheckpointError, ConfigError, Glm2Error, UsageError
 from glm2.formats import hub
@@ -105,12 +106,19 @@ def select(source: Source, config: ModelConfig, dtype: Optional[str] = None) -> 
         if tensor.dtype not in FLOAT_TYPES
     ]
     if problems:
+        hint = (
+            "--config names the network: a YAML of glm2, or the official config.json; without "
+            "it, config.json beside the weights counts, or else ChatGLM2-6B"
+        )
+        if any(map(is_adapter, found)):
+            hint = (
+                "make LoRA's adapters part of the weights first: glm2-orch merge-ckpt --lora_alpha"
+            )
         raise CheckpointError(
             f"{source.path} does not hold the weights of this network "
             f"({config.num_layers} layers, hidden size {config.hidden_size}):\n    "
             + "\n    ".join(_by_layers(problems)),
-            hint="--config names the network: a YAML of glm2, or the official config.json; "
-            "without it, config.json beside the weights counts, or else ChatGLM2-6B",
+            hint=hint,
         )
     tensors = [Cast(name, dtype or found[ours[name]].dtype, found[ours[name]]) for name in wanted]
     return Weights(config, tensors, [name for name in source.tensors if is_state(name)])

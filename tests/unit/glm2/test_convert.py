@@ -164,6 +164,15 @@ class TestMisfit:
         ]
         assert "config.json" in caught.value.hint
 
+    def test_adapters_must_be_merged_first(self, torch: Any, tmp_path: Path) -> None:
+        state = official(torch, "float16")
+        layer = "transformer.encoder.layers.1.self_attention.query_key_value"
+        state[f"{layer}.mindpet_delta_lora_a"] = torch.zeros(8, 16)
+        torch.save(state, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"unexpected .*lora_a") as caught:
+            select(find_source(tmp_path / "a.pth"), CONFIG)
+        assert "merge-ckpt --lora_alpha" in caught.value.hint
+
     def test_one_weight_under_both_names(self, torch: Any, tmp_path: Path) -> None:
         state = official(torch, "float16")
         state["transformer.embedding.embedding_table"] = state[TABLE]
