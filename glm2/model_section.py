@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from typing import Any, Dict, Optional, Type, TypeVar
 
+from glm2.adapters import adapted_layers
 from glm2.config import LoraConfig, ModelConfig
 from glm2.errors import ConfigError
 from glm2.yaml_source import Section
@@ -30,6 +31,11 @@ def read_model(top: Section) -> ModelConfig:
     config = model.section("model_config")
     config.ignore(*_NO_EFFECT)
     found = _fill(ModelConfig, config, pet_config=_pet(config))
+    try:
+        adapted_layers(found)
+    except ConfigError as error:
+        where = config.source.where(config.name("pet_config.target_modules"))
+        raise ConfigError(f"{where}{error.message}", hint=error.hint) from None
     architecture = model.section("arch")
     if architecture.take("type", str, ARCHITECTURES[0]) not in ARCHITECTURES:
         raise architecture.error("type", "is not supported", f"glm2 builds {ARCHITECTURES[0]}")

@@ -334,6 +334,13 @@ class TestLora:
         assert error.message == "run.yaml:5: unknown key model.model_config.pet_config.lora_rnk"
         assert error.hint.startswith("did you mean lora_rank")
 
+    def test_a_pattern_that_names_no_layer_is_refused_with_its_line(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, self.TEXT + "      target_modules: q_proj\n")
+        assert error.message == (
+            "run.yaml:5: pet_config.target_modules 'q_proj' names no linear layer"
+        )
+        assert "self_attention.query_key_value" in error.hint
+
     def test_an_empty_pet_config_is_none(self, tmp_path: Path) -> None:
         assert load(tmp_path, "model: {model_config: {pet_config: }}\n").model.pet_config is None
 
