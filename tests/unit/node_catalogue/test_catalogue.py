@@ -5,26 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
+import random
 import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
+from orchestrator.checkpoints.shards import index_file
+from orchestrator.errors import CheckpointError
+from tests.unit.checkpoints.sets import ckpt_bytes, whole
 
 PROGRAM = files("orchestrator.node").joinpath("catalogue.py").read_bytes()
-
-
-@pytest.fixture(params=["python3.7", "this Python"])
-def python(request: pytest.FixtureRequest) -> str:
-    if request.param == "this Python":
-        return sys.executable
-    old = shutil.which("python3.7")
-    if old is None or subprocess.run([old, "-c", ""]).returncode != 0:
-        pytest.skip("no python3.7 on the PATH")
-    return old
 
 
 def ask(python: str, *arguments: object) -> Tuple[int, List[Dict[str, Any]]]:
@@ -84,6 +80,85 @@ def test_digests(python: str, tmp_path: Path) -> None:
         name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
     }
     assert all(a["size"] == len(contents[a["file"]]) for a in answers)
+
+
+def outline_of(python: str, path: Path) -> Dict[int, bytes]:
+    (folder, name) = (path.parent, path.name)
+    (folder / "output").mkdir(exist_ok=True)
+    link = folder / "output" / "checkpoint"
+    if not link.exists():
+        link.symlink_to(folder)
+    status, (answer,) = ask(python, "outline", "--run-dir", folder, name)
+    assert status == 0
+    assert answer["size"] == path.stat().st_size
+    return {offset: base64.b64decode(data) for offset, data in answer["pieces"]}
+
+
+def skeleton(path: Path, pieces: Dict[int, bytes]) -> Path:
+    """A sparse file of the same size that holds the pieces only."""
+    for offset, data in pieces.items():
+        assert path.read_bytes()[offset : offset + len(data)] == data
+    made = path.with_name(f"outline-{path.name}")
+    with made.open("wb") as file:
+        file.truncate(path.stat().st_size)
+        for offset, data in pieces.items():
+            file.seek(offset)
+            file.write(data)
+    return made
+
+
+TENSORS = {
+    "small": whole("Float32", (4,), 1),
+    "large": whole("Float16", (300, 40), 2),
+    "n" * 700: whole("Float16", (5000,), 3),
+    "step": whole("Int32", (), 4),
+}
+
+
+@pytest.mark.parametrize("crc", [False, True])
+def test_an_outline_is_enough_to_index_a_file(python: str, tmp_path: Path, crc: bool) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(ckpt_bytes(TENSORS, crc=crc, slice_bytes=9000))
+    pieces = outline_of(python, path)
+    assert sum(map(len, pieces.values())) < 6000
+    ours, theirs = index_file(skeleton(path, pieces)), index_file(path)
+    assert (ours.tensors, ours.crc, ours.size) == (theirs.tensors, theirs.crc, theirs.size)
+
+
+def test_an_outline_of_safetensors(python: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": np.ones((300, 40), np.float16), "b": np.zeros(3, np.int64)}, path)
+    pieces = outline_of(python, path)
+    assert sum(map(len, pieces.values())) < 1000
+    assert index_file(skeleton(path, pieces)).tensors == index_file(path).tensors
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_an_outline_of_a_damaged_file_shows_the_damage(tmp_path: Path, number: int) -> None:
+    """What the whole file is refused for, its outline is refused for."""
+    chance = random.Random(number)
+    path = tmp_path / ("a.ckpt" if number % 4 else "a.safetensors")
+    if path.suffix == ".ckpt":
+        data = bytearray(ckpt_bytes(TENSORS, crc=number % 3 == 0))
+    else:
+        save_file({"a": np.ones((300, 40), np.float16)}, path)
+        data = bytearray(path.read_bytes())
+    if number % 2:
+        del data[chance.randrange(len(data)) :]
+    else:  # in a header, most likely
+        data[chance.choice([chance.randrange(60), chance.randrange(len(data))])] ^= (
+            1 << chance.randrange(8)
+        )
+    path.write_bytes(data)
+    made = skeleton(path, outline_of(sys.executable, path))
+    assert refusal(made) == refusal(path).replace(path.name, made.name)
+
+
+def refusal(path: Path) -> str:
+    try:
+        return repr(index_file(path).tensors)
+    except CheckpointError as error:
+        return str(error)
 
 
 def test_a_file_that_is_gone_is_an_error_that_names_it(python: str, tmp_path: Path) -> None:
