@@ -38,21 +38,27 @@ def diagnose(run: str, signatures: Tuple[str, ...], whole: bool, output: str) ->
     Exit status: 0 a cause was found, or the run is well; 11 it failed and no cause was found;
     2 no such run or folder; 3 a table of signatures is wrong.
     """
+    from orchestrator.diagnosis.cause import Diagnosis
     from orchestrator.diagnosis.report import block, record
     from orchestrator.engine.diagnose import tables
 
     table = tables([Path(file) for file in signatures])
     paths = _run(run)
-    if paths is not None and _is_well(paths, output):
-        return
+    status = None if paths is None else _status(paths)
     with reading_shown() as progress:
-        answer = _answer(paths, Path(run), table, whole, progress)
+        answer = Diagnosis()
+        if status != "succeeded":
+            answer = _answer(paths, Path(run), table, whole, progress)
+    well = not answer.found and status in _WELL
     if output == "json":
-        print_json({"run_id": paths.run_id if paths else None, **record(answer)})
-    else:
+        run_id = None if paths is None else paths.run_id
+        print_json({"run_id": run_id, "status": status, **record(answer)})
+    elif not well:
         for line in block(answer):
             click.echo(line)
-    if not answer.found:
+    if well and paths is not None and status is not None:
+        say(f"run {paths.run_id} {_WELL[status]}")
+    elif not answer.found:
         if output == "json":
             raise SystemExit(PartialFailure.exit_status)
         raise PartialFailure(
@@ -103,14 +109,16 @@ def _run(name: str) -> Optional[RunPaths]:
     return RunStore(home()).resolve(name)
 
 
-def _is_well(paths: RunPaths, output: str) -> bool:
-    """Whether there is nothing to look for; says so."""
+_WELL = {
+    "succeeded": "succeeded: there is nothing to look for",
+    "cancelled": "was stopped on request, and no error was logged before",
+    "preparing": "is being prepared: nothing has failed so far",
+    "running": "is running: nothing has failed so far",
+    "stopping": "is being stopped: no error was logged so far",
+}
+
+
+def _status(paths: RunPaths) -> str:
     from orchestrator.runs.state import read_state
 
-    status = read_state(paths).status.value
-    if status != "succeeded":
-        return False
-    if output == "json":
-        print_json({"run_id": paths.run_id, "found": False, "headline": "the run succeeded"})
-    say(f"run {paths.run_id} succeeded: there is nothing to look for")
-    return True
+    return read_state(paths).status.value

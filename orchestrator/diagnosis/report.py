@@ -11,6 +11,8 @@ from orchestrator.diagnosis.lines import show_time
 from orchestrator.logs.ranks import format_ranks
 from orchestrator.logs.text import printable
 
+_TOLD = ("host-lost", "hang", "journal")
+"""Rules whose reason is a whole sentence of its own."""
 _MOST_TEXT, _MOST_EVIDENCE, _MOST_HEADLINE = 240, 160, 120
 
 
@@ -18,7 +20,7 @@ def headline(diagnosis: Diagnosis) -> str:
     """One sentence: ``rank 5 on node1: EL0004, memory of the device could not be allocated``."""
     if not diagnosis.found:
         return "no cause was found in the logs"
-    if diagnosis.rule in ("host-lost", "hang"):
+    if diagnosis.rule in _TOLD:
         return printable(diagnosis.reason)
     what = "failed first, its log does not say why"
     if diagnosis.signature is not None and diagnosis.signature.wraps and diagnosis.finding:
@@ -110,9 +112,9 @@ def _safe(value: Any) -> Any:
 def _answer(diagnosis: Diagnosis) -> Iterable[tuple[str, str]]:
     if not diagnosis.found:
         return
-    if diagnosis.rule != "hang" or diagnosis.time is not None:
+    if diagnosis.rule not in ("hang", "journal") or diagnosis.time is not None:
         yield "when", _when(diagnosis)
-    if diagnosis.rule not in ("host-lost", "hang"):
+    if diagnosis.rule not in _TOLD:
         yield "because", diagnosis.reason
     if diagnosis.finding is not None:
         yield "line", f"{diagnosis.finding.place}: {_cut(diagnosis.finding.text)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -39,8 +40,17 @@ def diagnose_run(
     whole: bool = False,
     progress: Progress = lambda _text: None,
 ) -> Diagnosis:
-    """The first cause of a run's failure, from its files on the controller; asks no host."""
-    return first_cause(run_case(paths, table, whole=whole, progress=progress))
+    """The first cause of a run's failure, from its files on the controller; asks no host.
+
+    Where the logs tell nothing, such as when a launch failed before its start, it is what the
+    journal holds (rule ``journal``).
+    """
+    answer = first_cause(run_case(paths, table, whole=whole, progress=progress))
+    for event in read_events(paths.journal):
+        sentence = (event.get("cause") or {}).get("sentence")
+        if event.get("event") == "end" and event.get("outcome") == "failed" and sentence:
+            return answer if answer.found else replace(answer, rule="journal", reason=sentence)
+    return answer
 
 
 def run_case(

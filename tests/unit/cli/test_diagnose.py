@@ -111,6 +111,30 @@ def test_a_failed_run_by_name_and_by_folder(tmp_path, capsys):
         assert "first cause: rank 0 on a: EL0004" in out
 
 
+def test_a_launch_that_failed_before_its_start(tmp_path, capsys):
+    paths = RunStore(tmp_path / "home").create("train-2")
+    journal = Journal(paths.journal)
+    journal.append("launch", cluster="c", mode="train", recipe="r", world_size=0, hosts=[])
+    cause = {"rule": "start-failed", "sentence": "a: the device is held by another run"}
+    journal.append("end", outcome="failed", exit_status=9, cause=cause)
+    status, out, _ = call(capsys)
+    assert (status, out) == (0, "first cause: a: the device is held by another run\n")
+
+
+@pytest.mark.parametrize(("outcome", "said"), [(None, "is running"), ("cancelled", "on request")])
+def test_a_run_that_is_well_or_was_stopped(tmp_path, capsys, outcome, said):
+    paths = RunStore(tmp_path / "home").create("train-3")
+    journal = Journal(paths.journal)
+    host = {"name": "a", "processes": [{"name": "rank_0", "rank": 0}]}
+    journal.append("launch", cluster="c", mode="train", recipe="r", world_size=1, hosts=[host])
+    journal.append("running")
+    if outcome:
+        journal.append("end", outcome=outcome, exit_status=8, cause=None)
+    status, out, err = call(capsys)
+    assert (status, out) == (0, "")
+    assert said in err
+
+
 def test_a_run_that_succeeded_has_no_cause(tmp_path, capsys):
     a_run(tmp_path, "succeeded")
     status, out, err = call(capsys)
