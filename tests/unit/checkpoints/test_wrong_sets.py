@@ -1,5 +1,6 @@
 """Sets that MindSpore's own merger merges into wrong weights without a word: each is refused,
-with the rank, the file, the parameter, and what was expected and found."""
+with the rank, the file, the parameter, and what was expected and found. Those whose strategy is
+wrong are in ``test_wrong_strategies``."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
-from typing import Dict, List, Mapping
+from typing import Dict
 
 import numpy as np
 import pytest
@@ -22,58 +23,21 @@ from tests.unit.checkpoints.sets import (
     CheckpointSet,
     Whole,
     ckpt_bytes,
-    part,
     raw_record,
-    split,
     whole,
     write_set,
 )
-
-MODEL = {
-    "embedding.weight": whole("Float16", (32, 8), 1),
-    "dense.weight": whole("Float16", (8, 32), 2),
-    "norm.weight": whole("Float32", (8,), 3),
-    "global_step": Whole("Int32", np.array(40, np.int32)),
-}
-MP4 = {
-    "embedding.weight": split((1, 4), 0, -1),
-    "dense.weight": split((1, 4), -1, 0),
-    "norm.weight": split((1, 4), -1),
-}
-DP4_OPT = {
-    "embedding.weight": split((4,), -1, -1, opt=(1, 4)),
-    "dense.weight": split((4,), -1, -1, opt=(1, 4)),
-    "norm.weight": split((4,), -1),
-}
-DP4 = {name: Layout((4,), layout.tensor_map) for name, layout in DP4_OPT.items()}
-DP2_MP2 = {
-    "embedding.weight": split((2, 2), 0, -1),
-    "dense.weight": split((2, 2), -1, 0),
-    "norm.weight": split((2, 2), -1),
-}
-
-
-def refuse(made: CheckpointSet, *words: str, **options: object) -> str:
-    """Merging must fail with all of ``words`` in the message, and leave nothing behind."""
-    out = made.root / "out"
-    with pytest.raises(CheckpointError) as caught:
-        merge(made.shards, made.strategy, out, **options)  # type: ignore[arg-type]
-    assert caught.value.exit_status == 10
-    message = str(caught.value)
-    assert all(word in message for word in words), message
-    assert not [path for path in out.rglob("*") if path.is_file()]
-    return message
-
-
-def rewrite(
-    made: CheckpointSet, rank: int, model: Mapping[str, Whole], layouts: Mapping[str, Layout]
-) -> None:
-    tensors = {
-        name: Whole(t.dtype, np.array(part(t.values, layouts.get(name), rank), order="C"))
-        for name, t in model.items()
-    }
-    made.file(rank).write_bytes(ckpt_bytes(tensors))
-
+from tests.unit.checkpoints.wrong import (
+    DP2_MP2,
+    DP4,
+    DP4_OPT,
+    MODEL,
+    MP4,
+    flip,
+    pipeline,
+    refuse,
+    rewrite,
+)
 
 # One rank from another step
 
@@ -96,12 +60,6 @@ def test_one_rank_holds_another_step_under_the_name_of_this_one(tmp_path: Path) 
 
 
 # A flipped bit
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 4
-    path.write_bytes(data)
 
 
 def test_a_flipped_bit_in_a_file_with_a_crc(tmp_path: Path) -> None:
@@ -186,116 +144,6 @@ def test_a_name_that_comes_twice_in_a_row(tmp_path: Path) -> None:
     refuse(made, str(made.file(1)), "parameter x", "expected 32 bytes", "found 64 bytes")
 
 
-# Strategy and files do not belong together
-
-
-def test_a_sharded_parameter_that_the_strategy_does_not_name(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [MP4])
-    without = {name: layout for name, layout in MP4.items() if name != "dense.weight"}
-    for rank in range(4):
-        path = made.strategy / f"ckpt_strategy_rank_{rank}.ckpt"
-        path.write_bytes(strategy_bytes(Strategy((without,), 4), 0))
-    refuse(
-        made, "rank 1", str(made.file(1)), "dense.weight", "expected the same bytes as in rank 0"
-    )
-
-
-def test_sharded_files_without_a_strategy(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [MP4])
-    with pytest.raises(CheckpointError, match=r"rank 1, .*embedding\.weight: expected the same"):
-        merge(made.shards, None, tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["dense.weight", "adam_m.dense.weight"])
-def test_a_parameter_of_the_strategy_that_no_shard_holds(tmp_path: Path, name: str) -> None:
-    model = dict(MODEL)
-    layouts = dict(MP4)
-    for weight in MP4:
-        model[f"adam_m.{weight}"] = whole("Float32", MODEL[weight].values.shape, 9)
-        layouts[f"adam_m.{weight}"] = MP4[weight]
-    made = write_set(tmp_path, model, [layouts])
-    for rank in range(4):
-        rewrite(made, rank, {n: t for n, t in model.items() if n != name}, layouts)
-    refuse(made, "rank 0", str(made.file(0)), f"parameter {name}", "found in no rank's file")
-
-
-def test_a_parameter_that_one_shard_lacks(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [MP4])
-    rewrite(made, 2, {n: t for n, t in MODEL.items() if n != "norm.weight"}, MP4)
-    refuse(made, "rank 2", str(made.file(2)), "norm.weight is missing", "as in rank 0")
-
-
-OTHER_STRATEGIES: List[Dict[str, Dict[str, Layout]]] = [
-    {"files": MP4, "strategy": DP2_MP2},
-    {"files": MP4, "strategy": DP4},
-    {
-        "files": MP4,
-        "strategy": {
-            n: Layout((4, 1), tuple((1,) if a else () for a in layout.tensor_map))
-            for n, layout in MP4.items()
-        }
-        | {"norm.weight": split((4, 1), 1)},
-    },
-    {
-        "files": DP2_MP2,
-        "strategy": {
-            n: Layout((2, 2), tuple((1,) if a else () for a in layout.tensor_map))
-            for n, layout in DP2_MP2.items()
-        },
-    },
-    {"files": DP4, "strategy": MP4},
-    {"files": DP4, "strategy": DP4_OPT},
-    {"files": DP4_OPT, "strategy": DP4},
-    {"files": DP4_OPT, "strategy": DP2_MP2},
-]
-
-
-@pytest.mark.parametrize("case", OTHER_STRATEGIES)
-def test_a_wrong_strategy(tmp_path: Path, case: Dict[str, Dict[str, Layout]]) -> None:
-    made = write_set(tmp_path, MODEL, [case["files"]])
-    for rank in range(4):
-        path = made.strategy / f"ckpt_strategy_rank_{rank}.ckpt"
-        path.write_bytes(strategy_bytes(Strategy((case["strategy"],), 4), 0))
-    refuse(made, "rank ", "expected", "found")
-
-
-def test_a_strategy_that_cuts_the_wrong_axis_is_betrayed_by_the_bias(tmp_path: Path) -> None:
-    model = {"h.weight": whole("Float16", (32, 12), 1), "h.bias": whole("Float16", (32,), 2)}
-    right = {"h.weight": split((4,), 0, -1), "h.bias": split((4,), 0)}
-    made = write_set(tmp_path, model, [right])
-    wrong = {"h.weight": split((4,), -1, 0), "h.bias": split((4,), 0)}
-    for rank in range(4):
-        path = made.strategy / f"ckpt_strategy_rank_{rank}.ckpt"
-        path.write_bytes(strategy_bytes(Strategy((wrong,), 4), 0))
-    refuse(made, "rank 0", "h.weight", "expected a side of 32", "found [8, 48]")
-
-
-def test_a_strategy_of_another_number_of_ranks(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [MP4])
-    for path in made.strategy.iterdir():
-        path.unlink()
-    two = {name: Layout((2,), ((),) * len(layout.tensor_map)) for name, layout in MP4.items()}
-    (made.strategy / "one.ckpt").write_bytes(strategy_bytes(Strategy((two,), 2), 0))
-    refuse(made, "a folder of rank 2", "ranks 0 to 1")
-
-
-def test_a_strategy_of_another_number_of_axes(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [MP4])
-    wrong = {**MP4, "norm.weight": split((1, 4), -1, -1)}
-    for rank in range(4):
-        path = made.strategy / f"ckpt_strategy_rank_{rank}.ckpt"
-        path.write_bytes(strategy_bytes(Strategy((wrong,), 4), 0))
-    refuse(made, "rank 0", "norm.weight", "2 axes", "shape [8]")
-
-
-def test_two_strategy_files_of_one_stage_disagree(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [MP4])
-    (made.strategy / "ckpt_strategy_rank_2.ckpt").write_bytes(
-        strategy_bytes(Strategy((DP2_MP2,), 4), 0)
-    )
-    refuse(made, "ckpt_strategy_rank_2.ckpt disagrees with", "embedding.weight in stage 0")
-
-
 # Redundancy removed
 
 
@@ -330,11 +178,6 @@ def test_redundancy_removed_is_merged_when_asked_for(tmp_path: Path) -> None:
 
 
 # Pipeline
-
-
-def pipeline(tmp_path: Path) -> CheckpointSet:
-    stages = [{"embedding.weight": split((2,), 0, -1)}, {"dense.weight": split((2,), -1, 0)}]
-    return write_set(tmp_path, {n: MODEL[n] for n in ("embedding.weight", "dense.weight")}, stages)
 
 
 def test_strategies_of_a_stage_are_missing(tmp_path: Path) -> None:
@@ -434,62 +277,3 @@ def test_slices_that_are_all_copies_although_moments_are_zero(tmp_path: Path) ->
     model = {**MODEL, "adam_m.dense.weight": Whole("Float32", np.zeros((8, 32), np.float32))}
     made = write_set(tmp_path, model, [{**MP4, "adam_m.dense.weight": MP4["dense.weight"]}])
     assert merge(made.shards, made.strategy, tmp_path / "out").tensors == 5
-
-
-# What is correct and must pass
-
-
-def test_adapters_alone_are_a_checkpoint(tmp_path: Path) -> None:
-    lora = {
-        "layers.0.qkv.mindpet_delta_lora_a": whole("Float16", (4, 8), 1),
-        "layers.0.qkv.mindpet_delta_lora_b": whole("Float16", (16, 4), 2),
-    }
-    layouts = {name: split((2,), 0, -1) for name in lora}
-    made = write_set(tmp_path, lora, [{**layouts, "layers.0.qkv.weight": split((2,), 0, -1)}])
-    report = merge(made.shards, made.strategy, tmp_path / "out")
-    assert report.tensors == 2
-    assert "the files hold no weights" in report.notes
-
-
-def test_weights_saved_without_the_moments_of_the_strategy(tmp_path: Path) -> None:
-    layouts = {**MP4, **{f"adam_v.{name}": layout for name, layout in MP4.items()}}
-    made = write_set(tmp_path, MODEL, [layouts])
-    report = merge(made.shards, made.strategy, tmp_path / "out")
-    assert report.tensors == 4
-    assert "the files hold no optimizer state adam_v.*" in report.notes
-
-
-def test_a_stale_copy_of_another_stage_is_passed_over(tmp_path: Path) -> None:
-    made = pipeline(tmp_path)
-    stale = raw_record("dense.weight", [8, 16], "Float16", bytes(256))
-    made.file(0).write_bytes(made.file(0).read_bytes() + stale)
-    made.file(1).write_bytes(made.file(1).read_bytes() + stale)
-    report = merge(made.shards, made.strategy, tmp_path / "out")
-    assert MODEL["dense.weight"].values.tobytes() in report.output.read_bytes()
-
-
-def test_a_parameter_that_two_stages_share_must_be_equal_in_both(tmp_path: Path) -> None:
-    model = {"embedding.weight": MODEL["embedding.weight"]}
-    stages = [{"embedding.weight": split((2,), 0, -1)}, {"embedding.weight": split((2,), -1, 0)}]
-    made = write_set(tmp_path, model, stages)
-    assert merge(made.shards, made.strategy, tmp_path / "good").tensors == 1
-    tensor = index_ckpt(made.file(3)).tensors["embedding.weight"]
-    flip(made.file(3), tensor.segments[0].offset)
-    refuse(made, "rank 2", "embedding.weight", "expected the same bytes as in rank 0")
-
-
-def test_equal_slices_can_be_accepted(tmp_path: Path) -> None:
-    expert = whole("Float16", (1, 8, 8), 1).values
-    model = {"experts": Whole("Float16", np.repeat(expert, 4, axis=0))}
-    made = write_set(tmp_path, model, [{"experts": split((4,), 0, -1, -1)}])
-    refuse(made, "rank 1", "experts", "copies, not slices")
-    report = merge(made.shards, made.strategy, tmp_path / "good", equal_slices=True)
-    assert model["experts"].values.tobytes() in report.output.read_bytes()
-
-
-def test_replicas_can_be_trusted(tmp_path: Path) -> None:
-    made = write_set(tmp_path, MODEL, [DP4])
-    flip(made.file(3), index_ckpt(made.file(3)).tensors["dense.weight"].segments[0].offset)
-    refuse(made, "rank 3")
-    report = merge(made.shards, made.strategy, tmp_path / "good", trust_replicas=True)
-    assert MODEL["dense.weight"].values.tobytes() in report.output.read_bytes()
