@@ -1,0 +1,215 @@
+"""Greedy decoding of a small GLM2 on the processor: ours beside PyTorch, in one run.
+
+    python -m benchmarks.glm2_decode [--rounds 5] [--answers 5] [--threads 2]
+
+8 layers, hidden size 512, 8 heads of 64 channels, 2 key/value groups, feed-forward size 1408,
+vocabulary 8192, float32: a prompt of 64 tokens and 128 new ones, one row, with a key/value cache.
+The time of an answer includes the prompt's. Ours is what ``generate`` runs. The peers are Hugging
+Face's GlmForCausalLM in a lean loop (its own ``generate`` is slower) as it is, and the same with
+its linear layers computed by oneDNN from weights laid out for it beforehand. All have the same
+weights, and must give the same tokens.
+
+Each round starts one fresh process for each contestant, in turn, so that all share the machine's
+moods; the choice of matrix kernels differs from process to process. A process reports the median of
+its answers behind the first; shown are medians over the processes, and the median of the ratios
+within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable, Dict, List
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from glm2.config import ModelConfig
+from glm2.weights import weight_shapes
+
+PROMPT, NEW = 64, 128
+CONFIG = ModelConfig(
+    num_layers=8,
+    hidden_size=512,
+    ffn_hidden_size=1408,
+    kv_channels=64,
+    num_attention_heads=8,
+    multi_query_group_num=2,
+    padded_vocab_size=8192,
+    seq_length=PROMPT + NEW,
+    eos_token_id=8192,  # none: all answers have the same length
+)
+CONTESTANTS = ("ours", "torch + oneDNN", "torch")
+
+Answer = Callable[[List[int]], List[int]]
+"""The new tokens behind a prompt."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each contestant")
+    parser.add_argument("--answers", type=int, default=5, help="measured answers of a process")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contestant:
+        print(json.dumps(measure(options.contestant, options.answers, options.threads)))
+        return
+    speeds: Dict[str, List[float]] = {name: [] for name in CONTESTANTS}
+    said = set()
+    for number in range(options.rounds):
+        for name in CONTESTANTS[number % 3 :] + CONTESTANTS[: number % 3]:
+            found = fresh_process(name, options)
+            speeds[name].append(found["tokens_per_s"])
+            said.add(tuple(found["tokens"]))
+            print(
+                f"round {number + 1}  {name:15} {found['tokens_per_s']:7.1f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
+    report(speeds)
+    if len(said) > 1:
+        sys.exit("the contestants gave different tokens")
+
+
+def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
+    """Measure a contestant in a process and a folder of its own."""
+    root = Path(__file__).parents[1]
+    environ = {
+        key: value
+        for key, value in os.environ.items()
+        # Both choose slower matrix kernels than this processor has, for whoever uses OpenBLAS.
+        if key not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+    }
+    environ |= {
+        "OMP_NUM_THREADS": str(options.threads),
+        "GLOG_v": "3",
+        "PYTHONPATH": str(root),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "benchmarks.glm2_decode", "--contestant", name,
+                "--answers", str(options.answers), "--threads", str(options.threads),
+            ],
+            env=environ, cwd=folder, check=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    result: Dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure(name: str, answers: int, threads: int) -> Dict[str, Any]:
+    """Median speed over the answers behind the first, and the tokens of one."""
+    answer = ours(threads) if name == "ours" else torch_answer(threads, onednn=name != "torch")
+    prompt = np.random.default_rng(1).integers(3, CONFIG.padded_vocab_size, PROMPT).tolist()
+    seconds: List[float] = []
+    tokens: List[int] = []
+    for _ in range(1 + answers):
+        begun = time.perf_counter()
+        tokens = answer(prompt)
+        seconds.append(time.perf_counter() - begun)
+    return {"tokens_per_s": NEW / median(seconds[1:]), "tokens": tokens}
+
+
+def weights() -> Dict[str, np.ndarray]:
+    """The same for all contestants; each matters to the result."""
+    draw = np.random.default_rng(0)
+    found: Dict[str, np.ndarray] = {}
+    for name, shape in weight_shapes(CONFIG).items():
+        if "layernorm" in name:
+            value = draw.uniform(0.5, 1.5, shape)
+        elif len(shape) == 1:
+            value = draw.normal(0.0, 0.5, shape)
+        else:
+            value = draw.normal(0.0, 1.0 if "embedding" in name else shape[1] ** -0.5, shape)
+        found[name] = value.astype(np.float32)
+    return found
+
+
+def ours(threads: int) -> Answer:
+    """What ``generate`` runs."""
+    import mindspore as ms
+
+    from glm2.generate import Generator
+    from glm2.model import Glm2
+    from glm2.parallel import Layout, start
+    from glm2.settings import Device
+
+    start(Device(target="CPU", threads=threads), Layout(), {})
+    model = Glm2(CONFIG)
+    values = weights()
+    for parameter in model.get_parameters():
+        parameter.set_data(ms.Tensor(values[parameter.name]))
+    generator = Generator(model, batch=1, width=PROMPT, capacity=PROMPT + NEW)
+    return lambda prompt: generator.generate([prompt], max_new_tokens=NEW)[0]
+
+
+def torch_answer(threads: int, onednn: bool) -> Answer:
+    """The peer: GlmForCausalLM of Hugging Face's transformers."""
+    import torch
+    from transformers import DynamicCache
+
+    from tests.mindspore.glm2 import oracle
+
+    torch.set_num_threads(threads)
+    model = oracle.build(dataclasses.asdict(CONFIG), weights())
+    model.set_attn_implementation("sdpa")
+    if onednn:
+        with_onednn(model)
+
+    def answer(prompt: List[int]) -> List[int]:
+        with torch.inference_mode():
+            cache = DynamicCache(config=model.config)
+            ids = torch.tensor([prompt])
+            tokens: List[int] = []
+            for _ in range(NEW):
+                out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                ids = out.logits[:, -1].argmax(-1, keepdim=True)
+                tokens.append(int(ids))
+            return tokens
+
+    return answer
+
+
+def with_onednn(model: Any) -> None:
+    """Let oneDNN compute the linear layers of a model, from weights in its own layout."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), 1)
+            module.forward = lambda x, w=packed, b=module.bias: torch.ops.mkldnn._linear_pointwise(
+                x, w, b, "none", [], ""
+            )
+
+
+def report(speeds: Dict[str, List[float]]) -> None:
+    """Print the table."""
+    table = Table(title=f"greedy decoding, {PROMPT} + {NEW} tokens, batch 1, float32")
+    for column in ("contestant", "tokens/s", "least", "most", "ours / it"):
+        table.add_column(column, justify="left" if column == "contestant" else "right")
+    for name, found in speeds.items():
+        ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], found)]
+        table.add_row(
+            name,
+            f"{median(found):.1f}",
+            f"{min(found):.1f}",
+            f"{max(found):.1f}",
+            f"{median(ratios):.2f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
