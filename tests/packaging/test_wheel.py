@@ -57,6 +57,7 @@ def test_templates_inventories_and_configs_are_inside(wheel):
         ("inventories", "orchestrator/inventories"),
         ("glm2/configs", "glm2/configs"),
         ("orchestrator/node", "orchestrator/node"),
+        ("orchestrator/diagnosis", "orchestrator/diagnosis"),
     ):
         files = {f"{inside}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()}
         assert files <= names
