@@ -58,7 +58,8 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     model = build_model(settings, file)
     result = to_int8(model, rows) if options.int8 else None
     metrics.phase("compile")
-    export(model, graphs, "int8" if options.int8 else settings.model.param_init_type, result)
+    weights = "int8" if options.int8 else settings.model.param_init_type
+    export(model, graphs, settings.device.target, weights, result)
     if result:
         metrics.result(dataclasses.asdict(result))
     metrics.phase("done")
@@ -97,8 +98,12 @@ def to_int8(model: Glm2, rows: Optional[Rows]) -> Optional[Quality]:
     return quality
 
 
-def export(model: Glm2, graphs: Graphs, weights: str, quality: Optional[Quality] = None) -> None:
+def export(
+    model: Glm2, graphs: Graphs, target: str, weights: str, quality: Optional[Quality] = None
+) -> None:
     """Write the two graphs and their manifest; what was there is replaced once all is written.
+
+    ``target`` is the device that the graphs are for, and ``weights`` the type of the weights.
 
     Above 1 GB MindSpore writes ``{name}_graph.mindir`` and the weights beside it, in
     ``{name}_variables``. Glm2Error when a file cannot be written.
@@ -135,7 +140,7 @@ def export(model: Glm2, graphs: Graphs, weights: str, quality: Optional[Quality]
                 _move(hidden, path)
             finally:
                 shutil.rmtree(hidden, ignore_errors=True)
-        manifest = _manifest_text(config, graphs, weights, quality)
+        manifest = _manifest_text(config, graphs, target, weights, quality)
         temporary = graphs.manifest.with_suffix(".part")
         temporary.write_text(manifest, "utf-8")
         temporary.replace(graphs.manifest)
@@ -150,13 +155,14 @@ def export(model: Glm2, graphs: Graphs, weights: str, quality: Optional[Quality]
 
 
 def _manifest_text(
-    config: ModelConfig, graphs: Graphs, weights: str, quality: Optional[Quality]
+    config: ModelConfig, graphs: Graphs, target: str, weights: str, quality: Optional[Quality]
 ) -> str:
     """What ``infer`` needs to know of the two graphs, as JSON."""
     manifest: Dict[str, object] = {
         "schema": SCHEMA,
         # Adapters are part of the weights by now.
         "model_config": dataclasses.asdict(dataclasses.replace(config, pet_config=None)),
+        "device_target": target,
         "weights": weights,
         "increment": os.path.relpath(graphs.increment, graphs.prefill.parent),
         "quality": dataclasses.asdict(quality) if quality else None,

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Mapping, Optional, Sequence
+from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,10 +34,10 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     options = _parser().parse_args(words)
     settings = _settings(options)
     graphs = _graphs(options, settings, environ)
-    config = _network(graphs, settings)
+    config, target = _network(graphs, settings)
     tokenizer = tokenizer_for(config, _tokenizer_file(options.tokenizer, settings))
     questions = read_prompts(options.predict_data) if options.predict_data else []
-    device = settings.device if settings else Device(target="CPU")
+    device = settings.device if settings else Device(target)
     if options.device_target:
         device = dataclasses.replace(device, target=options.device_target)
     if options.device_id is not None:
@@ -178,11 +178,12 @@ _SAMPLING = (
 )  # fmt: skip
 
 
-def _network(graphs: Graphs, settings: Optional[Settings]) -> ModelConfig:
-    """The network that was exported, with the sampling of the configuration if there is one."""
+def _network(graphs: Graphs, settings: Optional[Settings]) -> Tuple[ModelConfig, str]:
+    """The network that was exported, with the sampling of the configuration if there is one, and
+    the device that it was exported for."""
     try:
         manifest = json.loads(graphs.manifest.read_text("utf-8"))
-        config = ModelConfig(**manifest["model_config"])
+        config, target = ModelConfig(**manifest["model_config"]), str(manifest["device_target"])
     except FileNotFoundError:
         raise ConfigError(
             f"there is no {graphs.manifest}",
@@ -192,9 +193,10 @@ def _network(graphs: Graphs, settings: Optional[Settings]) -> ModelConfig:
         raise ConfigError(
             f"{graphs.manifest} is not of this version of glm2", hint="export the model again"
         ) from error
-    if settings is None:
-        return config
-    return dataclasses.replace(config, **{key: getattr(settings.model, key) for key in _SAMPLING})
+    if settings is not None:
+        chosen = {key: getattr(settings.model, key) for key in _SAMPLING}
+        config = dataclasses.replace(config, **chosen)
+    return config, target
 
 
 def _tokenizer_file(given: Optional[str], settings: Optional[Settings]) -> Path:

@@ -63,7 +63,7 @@ def graphs_in(folder: Path) -> Graphs:
 def exported(network: Glm2, folder: Path, weights: str = "float32") -> Exported:
     """The network by way of its files."""
     (folder / "deeper").mkdir(exist_ok=True)
-    export(network, graphs_in(folder), weights)
+    export(network, graphs_in(folder), "CPU", weights)
     return Exported.load(graphs_in(folder), network.config, loader("mindspore", CPU))
 
 
@@ -91,7 +91,7 @@ def model(network: Glm2, folder: Path) -> Exported:
     """The network, exported to ``folder`` in the place of another."""
     small = make(num_layers=1)
     (folder / "deeper").mkdir()
-    export(small, graphs_in(folder), "float32")
+    export(small, graphs_in(folder), "CPU", "float32")
     return exported(network, folder)
 
 
@@ -135,6 +135,7 @@ class TestGraphs:
         manifest = json.loads((folder / "p.json").read_text("utf-8"))
         assert ModelConfig(**manifest["model_config"]) == CONFIG
         assert (manifest["weights"], manifest["increment"]) == ("float32", "deeper/i.mindir")
+        assert manifest["device_target"] == "CPU"
 
     def test_a_damaged_graph(self, tmp_path: Path) -> None:
         (tmp_path / "p.mindir").write_bytes(b"no graph")

@@ -233,7 +233,13 @@ class TestCommands:
 
     def test_a_manifest_of_another_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("out").mkdir()
-        for manifest in ("{", "[]", "{}", '{"model_config": {"new_key": 1}}'):
+        for manifest in (
+            "{",
+            "[]",
+            "{}",
+            '{"model_config": {"new_key": 1}}',
+            '{"model_config": {}}',
+        ):
             Path("out/p.json").write_text(manifest)
             assert main(["infer", "--config", "good.yaml"]) == 3
             assert "out/p.json is not of this version of glm2" in capsys.readouterr().err
@@ -241,7 +247,7 @@ class TestCommands:
     def test_a_tokenizer_must_be_named(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("out").mkdir()
         config = dataclasses.asdict(dataclasses.replace(CONFIG, padded_vocab_size=1024))
-        Path("out/p.json").write_text(json.dumps({"model_config": config}))
+        Path("out/p.json").write_text(json.dumps({"model_config": config, "device_target": "CPU"}))
         assert main(["infer", "--config", "good.yaml"]) == 2
         assert "which tokenizer?" in capsys.readouterr().err
         words = ["infer", "--config", "good.yaml", "--tokenizer", "absent.model"]
