@@ -166,7 +166,8 @@ def _standstill(paths: RunPaths) -> Optional[Standstill]:
         seen = event.get("evidence") or {}
         if event.get("rule") == "hang" and event.get("action") == "stop":
             ranks = (rank for rank in seen.get("ranks") or () if isinstance(rank, int))
-            return Standstill(str(seen.get("sentence")), tuple(ranks))
+            sentence = event.get("sentence") or seen.get("sentence") or "no rank got on"
+            return Standstill(str(sentence), tuple(ranks))
     return None
 
 
