@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Sequence
 
 from orchestrator.checkpoints.mindspore_ckpt import CRC_TRAILER_BYTES
 from orchestrator.checkpoints.tensor import FileIndex, StoredTensor
@@ -43,6 +44,12 @@ def sha256_of(path: Path) -> str:
         for chunk in iter(lambda: file.read(_CHUNK), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_all(paths: Sequence[Path]) -> Dict[Path, str]:
+    """SHA-256 of several files, computed at once."""
+    with ThreadPoolExecutor(THREADS) as pool:  # hashlib works without the interpreter's lock
+        return dict(zip(paths, pool.map(sha256_of, paths)))
 
 
 def content_crc(descriptor: int, file: FileIndex) -> int:

@@ -18,7 +18,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from orchestrator.checkpoints.assemble import WholeTensor
 from orchestrator.checkpoints.catalogue import FORMATS
 from orchestrator.checkpoints.checkpoint import Checkpoint, Reading, open_checkpoint
-from orchestrator.checkpoints.checksum import sha256_of
+from orchestrator.checkpoints.checksum import sha256_of_all
 from orchestrator.checkpoints.geometry import whole
 from orchestrator.checkpoints.newfile import write_small
 from orchestrator.checkpoints.output import OutputFile, write_files
@@ -220,17 +220,30 @@ def write_manifest(
     with_digests: bool,
     **more: object,
 ) -> None:
-    """Write what new files were made of: step, sources with their checksums, tool version."""
+    """Write what new files were made of: step, sources with their checksums, tool version.
+
+    ``with_digests`` computes those checksums that are not known yet.
+    """
     shards = checkpoint.shards
+    unknown = [Path(f.path) for f in shards.selection.files.values() if not f.sha256]
+    digests: Dict[Path, str] = {}
+    if with_digests:
+        digests = sha256_of_all([*unknown, *(output.path for output in outputs)])
     sources: List[Mapping[str, object]] = [
-        {"rank": rank, "file": file.path, "size": shards.files[rank].size, "sha256": file.sha256}
+        {
+            "rank": rank,
+            "file": file.path,
+            "size": shards.files[rank].size,
+            "sha256": file.sha256 or digests.get(Path(file.path), ""),
+            "crc32": "" if (crc := shards.files[rank].crc) is None else f"{crc:08x}",
+        }
         for rank, file in shards.selection.files.items()
     ]
     written = [
         {
             "file": str(output.path.relative_to(path.parent)),
             "size": output.path.stat().st_size,
-            "sha256": sha256_of(output.path) if with_digests else "",
+            "sha256": digests.get(output.path, ""),
         }
         for output in outputs
     ]

@@ -217,7 +217,8 @@ def diff_command(
 
 
 def _path(text: Optional[str]) -> Optional[Path]:
-    return Path(text) if text else None
+    """``None`` in so many letters is what transform_ckpt.py takes for no strategy."""
+    return Path(text) if text and text != "None" else None
 
 
 def _target(strategy: Optional[str], layout: Optional[str]) -> Optional[Target]:

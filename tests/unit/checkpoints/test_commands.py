@@ -62,6 +62,20 @@ def test_the_command_line_of_transform_ckpt(made: CheckpointSet) -> None:
     assert all(tensor.values.tobytes() in path.read_bytes() for tensor in MODEL.values())
 
 
+def test_no_strategy_as_transform_ckpt_takes_it(made: CheckpointSet) -> None:
+    """A whole file is cut for a strategy: its guide says --src_ckpt_strategy None."""
+    merged(made)
+    status, _, err = run(
+        "merge-ckpt",
+        *("--src_ckpt_dir", made.root / "target", "--src_ckpt_strategy", "None"),
+        *("--dst_ckpt_dir", made.root / "again", "--dst_ckpt_strategy", made.strategy),
+    )
+    assert (status, err) == (0, "")
+    for rank in range(4):
+        again = made.root / "again" / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"
+        assert again.read_bytes() == made.file(rank).read_bytes()
+
+
 def test_json(made: CheckpointSet) -> None:
     status, out, _ = merged(made, "--verify", "--format", "safetensors", "--no-optimizer", "--json")
     found = json.loads(out)

@@ -157,6 +157,19 @@ def test_types(dtype: str, tmp_path: Path) -> None:
     assert_whole(merge(made.shards, made.strategy, tmp_path / "out").output, model)
 
 
+@pytest.mark.parametrize("fmt", ["ckpt", "safetensors"])
+def test_safetensors_shards_of_bfloat16(tmp_path: Path, fmt: str) -> None:
+    """MindSpore's tools end with a TypeError here."""
+    model = {"w": whole("BFloat16", (8, 6), 1), "norm": whole("Float32", (6,), 2)}
+    made = write_set(tmp_path, model, [{"w": split((2, 2), 1, 0), "norm": split((2, 2), -1)}])
+    for rank in range(4):
+        merged = merge(made.file(rank), None, made.file(rank).with_suffix(".safetensors"))
+        assert merged.output.exists()
+        merged.manifest.unlink()
+        made.file(rank).unlink()
+    assert_whole(merge(made.shards, made.strategy, tmp_path / "out", fmt=fmt).output, model)
+
+
 def test_plain_data_parallel_needs_no_strategy(tmp_path: Path) -> None:
     model = small_model()
     made = write_set(

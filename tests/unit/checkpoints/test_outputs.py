@@ -70,8 +70,14 @@ def test_a_checksum_is_written(made: CheckpointSet, tmp_path: Path) -> None:
 
 def test_the_manifest_of_a_verified_merge_has_digests(made: CheckpointSet, tmp_path: Path) -> None:
     report = merge(made.shards, made.strategy, tmp_path, verify=True)
-    (file,) = json.loads(report.manifest.read_text())["files"]
+    manifest = json.loads(report.manifest.read_text())
+    (file,) = manifest["files"]
     assert file["sha256"] == hashlib.sha256(report.output.read_bytes()).hexdigest()
+    assert [source["sha256"] for source in manifest["sources"]] == [
+        hashlib.sha256(made.file(rank).read_bytes()).hexdigest() for rank in report.ranks
+    ]
+    assert manifest["tool"].startswith("glm2-orch ")
+    assert manifest["strategy"]
 
 
 def test_verify_finds_what_the_disk_got_wrong(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from orchestrator.checkpoints.layout import Layout
 from orchestrator.checkpoints.merge import merge
@@ -16,6 +15,7 @@ from orchestrator.checkpoints.shards import index_file
 from orchestrator.checkpoints.strategy import Strategy, load_strategy, strategy_bytes
 from orchestrator.checkpoints.target import Words, parse_words
 from orchestrator.errors import CheckpointError
+from tests.unit.checkpoints.any_layout import layouts
 from tests.unit.checkpoints.sets import Whole, part, split, whole, write_set
 
 MODEL = {
@@ -137,28 +137,6 @@ def test_a_target_of_another_model(tmp_path: Path, layouts: Dict[str, Layout], w
 def test_words_that_are_no_layout(text: str) -> None:
     with pytest.raises(CheckpointError, match="is no layout"):
         parse_words(text)
-
-
-@st.composite
-def layouts(draw: st.DrawFn, ranks: int = 8) -> Layout:
-    """Any layout of a tensor of shape (16, 16, 16) on 8 ranks."""
-    matrix = draw(st.sampled_from([(8,), (2, 4), (4, 2), (2, 2, 2), (1, 8), (2, 1, 4)]))
-    axes = draw(st.permutations(range(len(matrix))))
-    used = draw(st.integers(0, len(matrix)))
-    tensor_map: List[List[int]] = [[], [], []]
-    for axis in axes[:used]:
-        tensor_map[draw(st.integers(0, 2))].append(axis)
-    cut = tuple(tuple(entry) for entry in tensor_map)
-    free = [i for i, n in enumerate(matrix) if n > 1 and len(matrix) - 1 - i not in axes[:used]]
-    if not free or not draw(st.booleans()):
-        return Layout(matrix, cut)
-    copies = int(np.prod([matrix[i] for i in free]))
-    step = int(np.prod(matrix[free[0] + 1 :])) if len(free) == 1 else 1
-    size = draw(st.sampled_from([-1, *(n for n in (2, 4, 8) if copies % n == 0)]))
-    try:
-        return Layout(matrix, cut, step, size)
-    except ValueError:
-        return Layout(matrix, cut)
 
 
 @settings(
