@@ -17,6 +17,7 @@ import numpy as np
 from glm2 import sample
 from glm2.config import ModelConfig
 from glm2.continuation import next_token, sources
+from glm2.download import DOWNLOADS
 from glm2.errors import ConfigError, UsageError
 from glm2.infer_section import Graphs
 from glm2.predict import answers
@@ -26,8 +27,6 @@ from glm2.sampling import Sampling
 from glm2.settings import Device, Settings, find_config, load_settings
 from glm2.tokenizer import Tokenizer, build_prompt, tokenizer_for
 
-_DOWNLOADED = Path("checkpoint_download") / "glm2" / "tokenizer.model"
-
 
 def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Answer ``--predict_data``, or what is typed; returns the exit status."""
@@ -35,6 +34,7 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     settings = _settings(options)
     graphs = _graphs(options, settings, environ)
     config, target = _network(graphs, settings)
+    _check_guides_options(options, config)
     tokenizer = tokenizer_for(config, _tokenizer_file(options.tokenizer, settings))
     questions = read_prompts(options.predict_data) if options.predict_data else []
     device = settings.device if settings else Device(target)
@@ -173,6 +173,19 @@ def _graphs(
     return graphs.int8() if options.int8 else graphs
 
 
+def _check_guides_options(options: argparse.Namespace, config: ModelConfig) -> None:
+    """Options of the guide's run_infer_main.py that say what is so anyway: refused if not."""
+    if options.seq_length not in (None, config.seq_length):
+        raise UsageError(
+            f"--seq_length is {options.seq_length}, the graphs have {config.seq_length}",
+            hint="leave it out: the graphs know it",
+        )
+    if options.is_sample_acceleration.lower() != "false":
+        raise UsageError("--is_sample_acceleration has no counterpart here", hint="leave it out")
+    if options.add_special_tokens.lower() != "true":
+        raise UsageError("a prompt always begins with [gMASK] sop", hint="leave the option out")
+
+
 _SAMPLING = (
     "do_sample", "top_k", "top_p", "temperature", "repetition_penalty", "max_decode_length",
 )  # fmt: skip
@@ -206,11 +219,12 @@ def _tokenizer_file(given: Optional[str], settings: Optional[Settings]) -> Path:
     dataset = settings and (settings.eval or settings.train)
     if dataset:
         return sample.resolve(dataset.tokenizer)
-    if _DOWNLOADED.is_file():
-        return _DOWNLOADED
+    downloaded = DOWNLOADS / "tokenizer.model"
+    if downloaded.is_file():
+        return downloaded
     raise UsageError(
         "which tokenizer? The configuration names none",
-        hint=f"give --tokenizer tokenizer.model, or put it into ./{_DOWNLOADED.parent}",
+        hint=f"give --tokenizer tokenizer.model, or put it into ./{DOWNLOADS}",
     )
 
 
@@ -238,6 +252,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: that of --config")
     add("--device_id", type=int, metavar="N")
     add("--output_dir", metavar="D", help="where the paths of --config begin, as for export")
+    for name, default in (("is_sample_acceleration", "False"), ("add_special_tokens", "True")):
+        add(f"--{name}", default=default, help=argparse.SUPPRESS)
+    add("--seq_length", type=int, help=argparse.SUPPRESS)
+    add("--model_name", choices=("glm2_6b", "glm2_6b_lora"), help=argparse.SUPPRESS)
     add("--set", dest="overrides", action="append", default=[], metavar="K=V",
         help="set a key of --config, such as model.model_config.do_sample=True")  # fmt: skip
     return parser

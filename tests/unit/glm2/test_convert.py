@@ -356,6 +356,40 @@ def write(file: Path, tensors: Dict[str, Tuple[str, Tuple[int, ...]]]) -> None:
         ckpt.write_ckpt(out, stored)
 
 
+class TestSafetensors:
+    def file(self, tmp_path: Path, header: object, content: bytes = b"") -> Path:
+        text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+        file = tmp_path / "a.safetensors"
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content)
+        return file
+
+    @pytest.mark.parametrize(
+        ("header", "said"),
+        [
+            (b"{", "its header is not JSON"),
+            ([], "its header is not a JSON object"),
+            ({"w": 1}, "the entry of w is not an object"),
+            ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, r"has 4 bytes"),
+            ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "no list of numbers"),
+            ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, "data_offsets"),
+            ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, "is cut off: w ends"),
+        ],
+    )
+    def test_a_damaged_file(self, tmp_path: Path, header: object, said: str) -> None:
+        with pytest.raises(CheckpointError, match=said):
+            find_source(self.file(tmp_path, header, bytes(8)))
+
+    def test_every_cut_is_an_error(self, torch: Any, tmp_path: Path) -> None:
+        save_safetensors(
+            {"w": torch.ones(3), "v": torch.ones(2).half()}, tmp_path / "w.safetensors"
+        )
+        data = (tmp_path / "w.safetensors").read_bytes()
+        for size in range(len(data)):
+            (tmp_path / "cut.safetensors").write_bytes(data[:size])
+            with pytest.raises(CheckpointError):
+                find_source(tmp_path / "cut.safetensors")
+
+
 class TestTarget:
     @pytest.fixture
     def source(self, torch: Any, tmp_path: Path) -> Source:

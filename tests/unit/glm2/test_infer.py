@@ -244,6 +244,32 @@ class TestCommands:
             assert main(["infer", "--config", "good.yaml"]) == 3
             assert "out/p.json is not of this version of glm2" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            (("--seq_length", "512"), "--seq_length is 512, the graphs have 10"),
+            (("--is_sample_acceleration", "True"), "has no counterpart here"),
+            (("--add_special_tokens", "False"), "always begins with [gMASK] sop"),
+        ],
+    )
+    def test_the_guides_options_are_not_ignored(
+        self, capsys: pytest.CaptureFixture[str], option: Sequence[str], said: str
+    ) -> None:
+        """The guide's command as it is gets as far as the tokenizer."""
+        manifest = {"model_config": dataclasses.asdict(CONFIG), "device_target": "CPU"}
+        Path("p.json").write_text(json.dumps(manifest))
+        guide = (
+            "infer", "--device_id", "0", "--model_name", "glm2_6b",
+            "--prefill_model_path", "p_graph.mindir", "--increment_model_path", "i_graph.mindir",
+            "--config_path", "lite.ini",
+        )  # fmt: skip
+        same = ("--is_sample_acceleration", "False", "--seq_length", "10",
+                "--add_special_tokens", "True")  # fmt: skip
+        assert main([*guide, *same]) == 2
+        assert "which tokenizer?" in capsys.readouterr().err
+        assert main([*guide, *option]) == 2
+        assert said in capsys.readouterr().err
+
     def test_a_tokenizer_must_be_named(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("out").mkdir()
         config = dataclasses.asdict(dataclasses.replace(CONFIG, padded_vocab_size=1024))
