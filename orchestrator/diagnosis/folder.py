@@ -28,6 +28,7 @@ from orchestrator.errors import UsageError
 Progress = Callable[[str], None]
 
 _SUFFIXES = (".log", ".txt", ".out", ".err")
+_PACKED = (".gz", ".zip", ".xz", ".zst", ".bz2", ".tar", ".tgz", ".json", ".jsonl")
 _RANK = (
     re.compile(r"proc-rank-(\d{1,6})-device-\d+"),
     re.compile(r"(?:^|/)rank[_-]?(\d{1,6})(?:[/._-]|$)"),
@@ -91,7 +92,7 @@ def discover(folder: Path) -> List[FoundLog]:
         raise UsageError(f"there is no folder {folder}", hint="give a run id, a folder or a file")
     paths: List[Path] = []
     for top, _, names in os.walk(folder):
-        paths += [Path(top, name) for name in names if name.endswith(_SUFFIXES)]
+        paths += [Path(top, name) for name in names if _is_log(name)]
         if len(paths) > _MOST_FILES:
             raise UsageError(
                 f"there are more than {_MOST_FILES} log files in {folder}",
@@ -134,6 +135,11 @@ def case_of(
     if world_size is None:
         world_size = max([*sizes, *(rank + 1 for rank in ranks)], default=0) or None
     return Case(tuple(processes.values()), world_size, devices=devices)
+
+
+def _is_log(name: str) -> bool:
+    """Also rotated ones (``x.log.1``) and those of glog (``x.log.ERROR.20240101``)."""
+    return name.endswith(_SUFFIXES) or (".log." in name and not name.endswith(_PACKED))
 
 
 def _found(path: Path, name: str) -> FoundLog:

@@ -33,6 +33,8 @@ def write(folder, files):
         ("modelarts-job-2b3c-proc-rank-7-device-3.txt", 7),
         ("modelarts-job-2b3c-worker-0.log", None),
         ("scheduler.log", None),
+        ("rank_7/logs/mindspore.log.ERROR.20240101", 7),
+        ("rank_7/x.log.1", 7),
         ("plog/plog-123_20240101.log", None),
     ],
 )
@@ -146,6 +148,7 @@ def test_what_is_no_rank_table_tells_nothing(text):
 
 
 def test_a_folder_without_logs_is_an_error(tmp_path, table):
+    write(tmp_path, {"old.log.1.gz": b"x", "a.ckpt": b"x", "rank_0.json": b"x"})
     with pytest.raises(UsageError, match="no log"):
         read_folder(tmp_path, table)
     with pytest.raises(UsageError, match="no folder"):
