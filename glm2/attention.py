@@ -11,9 +11,11 @@ from typing import Tuple
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import SplitWithSize
 
 from glm2.config import ModelConfig
-from glm2.layers import Linear, float_type, rotate, swapped_pairs
+from glm2.fused import Mix
+from glm2.layers import Linear, float_type, rotate, swap_matrix, swapped_pairs
 
 # What a masked score becomes. Finite, so that a row with nothing to attend to (left padding)
 # gives a uniform softmax and not NaN.
@@ -30,8 +32,9 @@ class SelfAttention(nn.Cell):
         self.query_size, self.kv_size = config.query_size, config.kv_size
         self.dtype = float_type(config.compute_dtype)
         # Scores are divided by the layer number where float16 could overflow and multiplied
-        # back in float32: the same result in exact arithmetic.
-        self.layer_scale = float(layer) if config.apply_query_key_layer_scaling else 1.0
+        # back in float32: the same result in exact arithmetic. float32 does not need it.
+        scaled = config.apply_query_key_layer_scaling and config.compute_dtype != "float32"
+        self.layer_scale = float(layer) if scaled else 1.0
         self.query_scale = 1.0 / (math.sqrt(self.channels) * self.layer_scale)
         self.query_key_value = Linear(
             config.hidden_size,
@@ -41,13 +44,40 @@ class SelfAttention(nn.Cell):
         )
         self.dense = Linear(self.query_size, config.hidden_size, config)
         self.swap = Tensor(swapped_pairs(self.channels))
+        self.swapping = Tensor(swap_matrix(self.channels)).astype(self.dtype)
+        self.split = SplitWithSize()
+        self.product = ops.MatMul()
+        self.mixed = Mix(self.heads, self.groups, self.layer_scale)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
-        """Attend among the T tokens of ``x`` [B, T, H]; ``hidden`` [.., T, T] True: not seen."""
-        query, key, value = self.project(x, cos, sin)
-        return self.attend(query, key, value, hidden)
+    def construct(self, x: Tensor, turn: Tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Attend among the T tokens of ``x`` [B, T, H].
+
+        The arithmetic of ``project`` and ``attend`` in the form that has the cheapest gradients:
+        nothing is cut out of a larger tensor but in one piece. ``turn`` are tables
+        [B or 1, T, 1, D] of ``whole_turns``; ``mask`` [.., T, T] is added to the scores.
+        """
+        batch, length, _ = x.shape
+        fused = self.query_key_value(x)  # [B, T, (N + 2G)·D]: queries | keys | values
+        query, key, value = self.split(fused, (self.query_size, self.kv_size, self.kv_size), -1)
+        query = self.turned(query, self.heads, turn) * self.query_scale
+        query = query.transpose(0, 2, 1, 3).reshape((batch * self.groups, -1, self.channels))
+        key = self.turned(key, self.groups, turn).transpose(0, 2, 1, 3)
+        key = key.reshape((batch * self.groups, length, self.channels))
+        value = value.reshape((batch, length, self.groups, self.channels)).transpose(0, 2, 1, 3)
+        value = value.reshape((batch * self.groups, length, self.channels))
+        mixed, _ = self.mixed(query, key, value, mask)
+        # [B·G, (N/G)·T, D] -> [B, N, T, D] -> [B, T, N·D]
+        mixed = mixed.reshape((batch, self.heads, length, self.channels)).transpose(0, 2, 1, 3)
+        return self.dense(mixed.reshape((batch, length, self.query_size)))
+
+    def turned(self, x: Tensor, heads: int, turn: Tuple[Tensor, Tensor]) -> Tensor:
+        """``x`` [B, T, heads·D] with all heads turned, [B, T, heads, D]."""
+        batch, length, _ = x.shape
+        shape = (batch, length, heads, self.channels)
+        swapped = self.product(x.reshape((-1, self.channels)), self.swapping).reshape(shape)
+        return x.reshape(shape) * turn[0] + swapped * turn[1]
 
     def extend(
         self,

@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, initializer
 
 from glm2.config import ModelConfig
+from glm2.fused import SwiGlu
 
 ROTARY_BASE = 10000.0
 
@@ -32,6 +33,7 @@ class Linear(nn.Cell):
         if bias:
             self.bias = new_weight((outputs,), kind, "zeros", name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
+        self.add_bias = ops.BiasAdd()
         self.adapter: Optional[nn.Cell] = None
         """What LoRA adds to the output; see lora.py."""
 
@@ -42,7 +44,7 @@ class Linear(nn.Cell):
             x.reshape((-1, self.inputs)).astype(self.dtype), self.weight.astype(self.dtype)
         )
         if self.has_bias:
-            y = y + self.bias.astype(self.dtype)
+            y = self.add_bias(y, self.bias.astype(self.dtype))
         y = y.reshape((*shape[:-1], self.outputs))  # [B·T, out] -> [B, T, out]
         return y if self.adapter is None else y + self.adapter(x)
 
@@ -70,12 +72,11 @@ class MLP(nn.Cell):
         super().__init__()
         self.ffn = config.ffn_hidden_size
         self.dense_h_to_4h = Linear(config.hidden_size, 2 * self.ffn, config)
+        self.gate = SwiGlu(self.ffn)
         self.dense_4h_to_h = Linear(self.ffn, config.hidden_size, config)
 
     def construct(self, x: Tensor) -> Tensor:
-        both = self.dense_h_to_4h(x)  # [B, T, 2F]
-        gate, up = both[..., : self.ffn], both[..., self.ffn :]
-        return self.dense_4h_to_h(gate * ops.sigmoid(gate) * up)
+        return self.dense_4h_to_h(self.gate(self.dense_h_to_4h(x)))  # [B, T, 2F] -> [B, T, F]
 
 
 def rotary_table(positions: int, kv_channels: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -106,6 +107,11 @@ def whole_turns(cos: np.ndarray, sin: np.ndarray) -> Tuple[np.ndarray, np.ndarra
 def swapped_pairs(kv_channels: int) -> np.ndarray:
     """Channels of a head with the two of each pair exchanged: 1, 0, 3, 2, …; int32 [D]."""
     return np.arange(kv_channels, dtype=np.int32).reshape(-1, 2)[:, ::-1].reshape(-1)
+
+
+def swap_matrix(kv_channels: int) -> np.ndarray:
+    """The matrix [D, D] whose product ``x · matrix`` is ``x[swap]``, exactly."""
+    return np.eye(kv_channels, dtype=np.float32)[:, swapped_pairs(kv_channels)]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

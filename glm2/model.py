@@ -14,6 +14,7 @@ from mindspore.common.initializer import Normal
 
 from glm2.attention import MASKED, SelfAttention
 from glm2.config import IGNORED_LABEL, ModelConfig
+from glm2.fused import CrossEntropy
 from glm2.layers import MLP, Linear, RMSNorm, float_type, new_weight, rotary_table, whole_turns
 
 
@@ -130,8 +131,17 @@ class Encoder(nn.Cell):
             self.final_layernorm = RMSNorm(config.hidden_size, config)
 
     def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
+        """``cos`` and ``sin`` [B or 1, T, 1, D/4]; ``hidden`` [.., T, T] True: not seen."""
+        shape = (*cos.shape[:-1], -1)  # [.., D/4, 2] -> [.., D/2]; the other half does not turn
+        twice, signed = ops.stack((cos, cos), -1), ops.stack((-sin, sin), -1)
+        twice, signed = twice.reshape(shape), signed.reshape(shape)
+        turn = (
+            ops.concat((twice, ops.ones_like(twice)), -1),
+            ops.concat((signed, ops.zeros_like(signed)), -1),
+        )
+        mask = hidden.astype(ms.float32) * MASKED
         for layer in self.layers:
-            x = layer(x, cos, sin, hidden)
+            x = layer(x, turn, mask)
         return self.final_layernorm(x) if self.has_final_norm else x
 
     def extend(
@@ -159,8 +169,8 @@ class Layer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config)
         self.mlp = MLP(config)
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
-        x = x + self.self_attention(self.input_layernorm(x), cos, sin, hidden)
+    def construct(self, x: Tensor, turn: Tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        x = x + self.self_attention(self.input_layernorm(x), turn, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def extend(
@@ -186,10 +196,15 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     token, predicted by the last token of the prompt, is learned (as ChatGLM2's reference
     does).
     """
-    vocabulary = logits.shape[-1]
-    logits = logits[:, :-1].reshape((-1, vocabulary)).astype(ms.float32)  # [B·(T-1), V]
-    labels = labels[:, 1:].reshape((-1,))  # [B·(T-1)]
-    return ops.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    logits = logits.reshape((-1, logits.shape[-1])).astype(ms.float32)  # [B·T, V]
+    # The labels move instead of the logits, which are far larger; the last token has none.
+    none = ops.full_like(labels[:, :1], IGNORED_LABEL)
+    labels = ops.concat((labels[:, 1:], none), 1).reshape((-1,))  # [B·T]
+    counts = (labels != IGNORED_LABEL).astype(ms.float32)
+    return _CROSS_ENTROPY(logits, ops.maximum(labels, 0), counts)
+
+
+_CROSS_ENTROPY = CrossEntropy()
 
 
 def learned_tokens(labels: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ class AdamW(nn.Cell):
 
     The moments are named ``adam_m.<weight>`` and ``adam_v.<weight>`` as in MindFormers'
     checkpoints. Weights with one axis (norms, biases) are not decayed.
+
+    On CPU, float32 weights are updated by MindSpore's fused kernel. That one has no bias
+    correction: it is put into learning rate, epsilon and decay, which gives the same update.
     """
 
     def __init__(self, weights: Sequence[Parameter], settings: Optimizer) -> None:
@@ -24,13 +27,26 @@ class AdamW(nn.Cell):
         self.m = ParameterTuple([_moment("adam_m", w) for w in weights])
         self.v = ParameterTuple([_moment("adam_v", w) for w in weights])
         self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
+        on_cpu = ms.get_context("device_target") == "CPU"
+        self.fused = tuple(on_cpu and w.dtype == ms.float32 for w in weights)
+        self.kernel = ops.AdamWeightDecay()
         self.decay = tuple(settings.weight_decay if w.ndim > 1 else 0.0 for w in weights)
 
     def construct(self, gradients: Tuple[Tensor, ...], lr: Tensor, updates: Tensor) -> bool:
         """One update, the ``updates``-th (from 1, float32 scalar), with learning rate ``lr``."""
         correct1 = 1.0 - ops.pow(self.beta1, updates)
         correct2 = 1.0 - ops.pow(self.beta2, updates)
+        # m/c1 / (sqrt(v/c2) + eps) is root/c1 · m / (sqrt(v) + eps·root) with root = sqrt(c2).
+        root = ops.sqrt(correct2)
+        fused_lr, fused_eps = lr * root / correct1, root * self.eps
         for i in range(len(gradients)):
+            if self.fused[i]:
+                decay = self.decay[i] * correct1 / root
+                self.kernel(
+                    self.weights[i], self.m[i], self.v[i],
+                    fused_lr, self.beta1, self.beta2, fused_eps, decay, gradients[i],
+                )  # fmt: skip
+                continue
             g = gradients[i].astype(ms.float32)
             m = self.m[i] * self.beta1 + g * (1.0 - self.beta1)
             v = self.v[i] * self.beta2 + ops.square(g) * (1.0 - self.beta2)

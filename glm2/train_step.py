@@ -153,6 +153,7 @@ class Update(nn.Cell):
         super().__init__(auto_prefix=False)
         self.optimizer = AdamW(weights, settings.optimizer)
         self.clip_norm = settings.optimizer.clip_norm
+        self.half_square = ops.L2Loss()
         self.add_up = SumOverRanks(layout)
         self.add_up_gradients = SumGradients(layout, [w.shape for w in weights])
 
@@ -172,8 +173,8 @@ class Update(nn.Cell):
         gradients = self.add_up_gradients(gradients)
         squares = ops.zeros((), ms.float32)
         for gradient in gradients:
-            squares = squares + ops.square(gradient.astype(ms.float32) / scale).sum()
-        norm = ops.sqrt(squares)
+            squares = squares + self.half_square(gradient.astype(ms.float32))
+        norm = ops.sqrt(squares * 2.0) / scale
         finite = ops.isfinite(norm)
         if finite:
             factor = 1.0 / scale

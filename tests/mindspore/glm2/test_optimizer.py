@@ -134,7 +134,8 @@ class TestStep:
         assert second.loss == pytest.approx(first.loss, rel=1e-6)
         assert second.norm == pytest.approx(first.norm, rel=1e-5)
         for ours, theirs in zip(plain.weights, scaled.weights):
-            np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
+            # The gradient of a key's bias is 0 but for rounding, which AdamW makes steps of.
+            np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-4)
         assert self.run(plain).loss < first.loss
 
     def test_a_step_that_overflows_changes_nothing(self, settings: Settings) -> None:
@@ -166,7 +167,8 @@ class TestStep:
             assert two[:2] == pytest.approx(one[:2], rel=1e-5)
             assert two[2:] == one[2:] == (True, int(number == 2))
         for ours, theirs in zip(whole.weights, parts.weights):
-            np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
+            # The gradient of a key's bias is 0 but for rounding, which AdamW makes steps of.
+            np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-4)
         overflow = StepNumbers(0.01, 4, float("inf"), False)
         before = [w.asnumpy().copy() for w in parts.weights]
         assert not parts.run(self.IDS, self.LABELS, overflow).finite
