@@ -16,9 +16,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", default="latest")
 @click.option("--live", is_flag=True, help="Ask the hosts too, instead of the journal only.")
+@click.option(
+    "-w", "--watch", "watched", is_flag=True, help="Keep the picture fresh until the run is over."
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often --watch looks.",
+)
 @output_option("table", "json")
-def status(run: str, live: bool, output: str) -> None:
+def status(run: str, live: bool, watched: bool, interval: float, output: str) -> None:
     """Show the state of RUN (default: latest).
+
+    With --watch a terminal shows all hosts and ranks at a glance; with --live their devices too,
+    where there is npu-smi. In a pipe --watch prints a line whenever something changed.
 
     Exit status: 0 while it runs and after success, otherwise that of its ending.
     """
@@ -26,6 +40,13 @@ def status(run: str, live: bool, output: str) -> None:
     from orchestrator.runs.state import read_state
 
     paths = RunStore(home()).resolve(run)
+    if watched:
+        from orchestrator.cli.watch import watch
+
+        ended = watch(paths, interval=interval, live=live, output=output)
+        if ended:
+            raise SystemExit(ended)
+        return
     answers = _ask(paths) if live else None
     state = read_state(paths)
     if output == "json":

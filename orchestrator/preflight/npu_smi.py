@@ -33,6 +33,9 @@ class Npu:
     hbm_used_mb: Optional[int]
     """None where the table has no column for it."""
     hbm_total_mb: Optional[int]
+    busy_percent: Optional[int] = None
+    """Use of the AI cores."""
+    celsius: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class _Table:
     def __init__(self) -> None:
         self.headings: List[str] = []
         self.in_processes = False
-        self.begun: Optional[Tuple[int, str, str]] = None
+        self.begun: Optional[Tuple[int, str, str, str]] = None
+        self.top_headings: List[str] = []
         self.npus: List[Npu] = []
         self.processes: List[Tuple[int, int, int, str, int]] = []
         self.idle: List[int] = []
@@ -148,7 +152,7 @@ class _Table:
             match = _NPU.fullmatch(cells[0])
             if match is None or not cells[1]:
                 raise Misread(f"no card and health in {' | '.join(cells)[:80]!r}")
-            self.begun = (int(match.group(1)), match.group(2), cells[1])
+            self.begun = (int(match.group(1)), match.group(2), cells[1], cells[2])
         else:
             self._chip(cells)
 
@@ -174,6 +178,7 @@ class _Table:
             self.in_processes, self.headings = True, cells
             return True
         if len(cells) == 3 and cells[1] == "Health":
+            self.top_headings = cells[2].split()
             return True
         if len(cells) == 3 and cells[1] == "Bus-Id" and cells[0].split()[:1] == ["Chip"]:
             self.headings = cells
@@ -193,9 +198,21 @@ class _Table:
         for name, (in_use, size) in zip(usages, pairs_found):
             if name.startswith("HBM"):
                 used, total = int(in_use), int(size)
-        card, name, state = self.begun or (0, "", "")
+        card, name, state, above = self.begun or (0, "", "", "")
         device = int(match.group(2)) if has_phy_id else card
-        self.npus.append(Npu(device, card, int(match.group(1)), name, state, used, total))
+        self.npus.append(
+            Npu(
+                device=device,
+                npu=card,
+                chip=int(match.group(1)),
+                name=name,
+                health=state,
+                hbm_used_mb=used,
+                hbm_total_mb=total,
+                busy_percent=_column(names, cells[2], "AICore(%)"),
+                celsius=_column(self.top_headings, above, "Temp(C)"),
+            )
+        )
         self.begun = None
 
     def _process(self, cells: List[str]) -> None:
@@ -217,6 +234,13 @@ def _cells(line: str) -> List[str]:
     if not (line.startswith("|") and line.endswith("|") and len(line) > 1):
         raise Misread(f"the line {line[:60]!r} is no row of a table")
     return [cell.strip() for cell in line[1:-1].split("|")]
+
+
+def _column(headings: List[str], values: str, name: str) -> Optional[int]:
+    """The number below a heading that stands before those with slashes; None: there is none."""
+    words = values.split()
+    place = headings.index(name) if name in headings else len(words)
+    return int(words[place]) if place < len(words) and words[place].isdecimal() else None
 
 
 def _not_zero(counts: Dict[str, int]) -> Tuple[Tuple[str, int], ...]:
