@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from glm2 import sample
+from glm2 import sample, stacks
 from glm2.answers import AnswerFile
 from glm2.data import Batches, Row, read_rows
 from glm2.errors import ConfigError
@@ -100,6 +100,7 @@ def work(settings: Settings, predict_data: Sequence[str], environ: Mapping[str, 
     file = find_weights(weights) if weights else None
     own = Path(settings.output_dir) / "log" / f"rank_{layout.rank}"
     metrics = Metrics(Path(environ.get("GLM2_RANK_DIR") or own))
+    stacks.offer(metrics.file.parent)
     metrics.phase("startup")
     say(f"{mode}: rank {layout.rank} of {layout.world_size} on {settings.device.target}")
     start(settings.device, layout, environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 from pathlib import Path
 
@@ -17,5 +18,5 @@ def offer(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Kept open for the life of the process: faulthandler only has its descriptor.
-    file = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115
+    file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)

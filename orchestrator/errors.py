@@ -19,6 +19,7 @@
     ├── JobHung                  7   no progress, or a time limit passed
     ├── JobCancelled             8   stopped on request
     ├── Busy                     9   devices or run folder held by another run
+    │   └── Fenced                   another controller has taken the run over
     ├── CheckpointError         10   incomplete, corrupt or inconsistent
     ├── PartialFailure          11   some hosts succeeded, some did not
     └── HostErrors               *   several hosts failed; the status of the gravest of them
@@ -157,6 +158,10 @@ class JobCancelled(OrchError):
 class Busy(OrchError):
     code = "busy"
     exit_status = 9
+
+
+class Fenced(Busy):
+    code = "fenced"
 
 
 class CheckpointError(OrchError):

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple, TypeVar
 
+from orchestrator import watch_options
 from orchestrator.errors import JobError, Location, UsageError
 from orchestrator.problems import Problems, nearest, shown
+from orchestrator.watch_options import Value
 from orchestrator.worker_config import WorkerConfig, load_config, set_value
 from orchestrator.yaml_positions import Document, parse_scalar
 from orchestrator.yaml_positions import Path as KeyPath
@@ -52,6 +54,8 @@ class Job:
     grace_s: float = 30.0
     """Time in seconds that a rank has between SIGTERM and SIGKILL, to save a checkpoint."""
     heartbeat_s: float = 1.0
+    watch: Mapping[str, Value] = field(default_factory=dict)
+    """How it is watched: keys of ``watch_options``, where they differ from the defaults."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class JobOptions:
     predict_data: Optional[str] = None
     grace_s: Optional[float] = None
     heartbeat_s: Optional[float] = None
+    watch: Tuple[str, ...] = ()
+    """``--watch KEY=VALUE``."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def build_job(
         predict_data=_given(options.predict_data, base.predict_data),
         grace_s=_given(options.grace_s, base.grace_s),
         heartbeat_s=_given(options.heartbeat_s, base.heartbeat_s),
+        watch={**base.watch, **dict(_watch_option(text) for text in options.watch)},
     )
     _check(job)
     return job
@@ -176,6 +183,18 @@ def _assignment(option: str, text: str) -> Tuple[str, str]:
     return key.strip(), value
 
 
+def _watch_option(text: str) -> Tuple[str, Value]:
+    key, written = _assignment("--watch", text)
+    try:
+        return key, watch_options.check(key, parse_scalar(written))
+    except watch_options.WatchOptionError as error:
+        raise UsageError(f"--watch {shown(text)}: {error}", hint=error.hint) from None
+    except ValueError as error:
+        raise UsageError(
+            f"--watch {shown(text)}: the value is not YAML: {error}", hint="quote it"
+        ) from error
+
+
 def _split(command: str) -> Tuple[str, ...]:
     try:
         argv = tuple(shlex.split(command))
@@ -223,6 +242,7 @@ _KEYS = (
     "predict_data",
     "grace_s",
     "heartbeat_s",
+    "watch",
 )
 
 
@@ -261,6 +281,7 @@ class _Section:
             predict_data=self.text("predict_data"),
             grace_s=self.seconds("grace_s", Job.grace_s),
             heartbeat_s=self.seconds("heartbeat_s", Job.heartbeat_s),
+            watch=self.watch(),
         )
 
     def text(self, key: str) -> Optional[str]:
@@ -324,6 +345,15 @@ class _Section:
             else:
                 variables[name] = str(value)
         return variables
+
+    def watch(self) -> Dict[str, Value]:
+        options: Dict[str, Value] = {}
+        for key, value in self.mapping("watch").items():
+            try:
+                options[key] = watch_options.check(key, value)
+            except watch_options.WatchOptionError as error:
+                self.wrong(str(error), "watch", key, hint=error.hint)
+        return options
 
     def settings(self) -> Dict[str, object]:
         return self.mapping("set")

@@ -21,7 +21,7 @@ class RunProgress:
         self._console = console(stderr=True)
         self._live = self._console.is_terminal
         self._ranks = ranks
-        self._show_logs = show_logs
+        self.wants_logs = show_logs
         self._latest: Dict[str, Mapping[str, Any]] = {}
         self._phases: Dict[str, str] = {}
         self._rests: Dict[str, bytes] = {}
@@ -63,8 +63,6 @@ class RunProgress:
         self._refresh()
 
     def log(self, process: str, data: bytes) -> None:
-        if not self._show_logs:
-            return
         *lines, self._rests[process] = (self._rests.get(process, b"") + data).split(b"\n")
         for raw in lines:
             self.line(f"[{process}] {decode_line(raw)}")
@@ -73,7 +71,10 @@ class RunProgress:
         self.line(sentence)
 
     def connection(self, host: str, problem: Optional[str]) -> None:
-        self.line(f"{host}: connection cut ({problem}); trying again, the run goes on there")
+        if problem is None:
+            self.line(f"{host}: connected again; nothing was lost")
+        else:
+            self.line(f"{host}: connection cut ({problem}); trying again, the run goes on there")
 
     def _refresh(self) -> None:
         text = self._summary()

@@ -71,6 +71,13 @@ def job_options(function: F) -> F:
                 metavar="KEY=VALUE",
                 help="Variable of every rank.",
             ),
+            click.option(
+                "--watch",
+                "watch",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="How the run is watched, e.g. step_s=900, on_divergence=stop, silence_s=120.",
+            ),
             click.option("--recipe", help="ascend_ranktable, dynamic_cluster or standalone."),
             click.option(
                 "--worker-command", metavar="COMMAND", help="Run this instead of python -m glm2."
@@ -150,6 +157,7 @@ def build_job(
         worker_args=request["worker_args"],
         load_checkpoint=request["load_checkpoint"],
         predict_data=request["predict_data"],
+        watch=request["watch"],
     )
     defaults = jobs.JobDefaults(inventory.job, inventory.job_locations, inventory.folder)
     return jobs.build_job(

@@ -20,14 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from orchestrator.engine import payload
-from orchestrator.engine.follow import (
-    Ending,
-    HostRun,
-    Observer,
-    failure_record,
-    follow,
-)
+from orchestrator.engine.follow import Ending, failure_record, follow
 from orchestrator.engine.hosts import on_all, on_each, save_hosts
+from orchestrator.engine.reader import HostRun, Observer
+from orchestrator.engine.rules import rules_of
 from orchestrator.engine.supervisor import Supervisor
 from orchestrator.errors import OrchError
 from orchestrator.inventory import Inventory
@@ -107,7 +103,8 @@ def start_run(run: OpenRun, progress: Progress) -> None:
 
 def watch_run(run: OpenRun, observer: Observer, *, grace_s: float) -> Ending:
     """Steps 7 and 8. Returns how the run ended, after journaling it."""
-    ending = follow(run.paths, run.journal, run.host_runs(), observer, grace_s=grace_s)
+    rules = rules_of(run.plan)
+    ending = follow(run.paths, run.journal, run.host_runs(), observer, grace_s=grace_s, rules=rules)
     left = prove_clean(run) if ending.outcome != "succeeded" else []
     run.journal.append(
         "end",

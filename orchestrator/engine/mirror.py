@@ -12,7 +12,7 @@ from orchestrator.runs.layout import RunPaths
 
 
 class Mirror:
-    """The controller's copies of one host's files.
+    """The controller's copies of one host's files. Used from one thread at a time.
 
     Their lengths are the offsets from which a stream is resumed, so a controller that starts
     anew knows where the last one stopped.
@@ -21,9 +21,12 @@ class Mirror:
     def __init__(self, paths: RunPaths, host: str) -> None:
         self._paths = paths
         self._host = host
+        self._copies: Dict[Path, _Copy] = {}
+        self._targets: Dict[str, Path] = {}
 
     def offsets(self, processes: list[str]) -> Dict[str, int]:
         """Offsets by file name on the host, for the logs and metrics of ``processes``."""
+        self.close()
         files = [
             f"ranks/{process}/{name}"
             for process in processes
@@ -34,17 +37,31 @@ class Mirror:
     def journal_offset(self) -> int:
         return _size(self._paths.host_journal(self._host))
 
-    def append_data(self, file: str, offset: int, data: bytes) -> None:
-        """Add bytes that begin at ``offset``. Bytes that are there already are passed over.
+    def append_data(self, file: str, offset: int, data: bytes) -> bytes:
+        """Add bytes that begin at ``offset``; returns those that were not there already.
 
         Raises TransportError where the bytes would leave a hole.
         """
-        _append(self._target(file), offset, data)
+        target = self._targets.get(file)
+        if target is None:
+            target = self._targets[file] = self._target(file)
+        return self._append(target, offset, data)
 
     def append_event(self, end: int, event: Mapping[str, Any]) -> None:
         """Add a journal line that ends at byte ``end`` of the host's journal."""
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
-        _append(self._paths.host_journal(self._host), end - len(line), line)
+        self._append(self._paths.host_journal(self._host), end - len(line), line)
+
+    def close(self) -> None:
+        """Close the files; they are opened again when something comes."""
+        while self._copies:
+            self._copies.popitem()[1].close()
+
+    def _append(self, path: Path, offset: int, data: bytes) -> bytes:
+        copy = self._copies.get(path)
+        if copy is None:
+            copy = self._copies[path] = _Copy(path)
+        return copy.append(offset, data)
 
     def beat(self, wall: float, received: float) -> None:
         """Remember when the host was last heard: its clock and ours (Unix seconds)."""
@@ -77,15 +94,28 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _append(path: Path, offset: int, data: bytes) -> None:
-    size = _size(path)
-    if offset > size:
-        raise TransportError(
-            f"bytes {size} to {offset} of {path.name} are missing from the stream",
-            hint="the stream is resumed from the last byte at hand",
-        )
-    fresh = data[size - offset :]
-    if fresh:
+class _Copy:
+    """One file, kept open: a busy log gets bytes ten times a second."""
+
+    def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with path.open("ab") as stream:
-            stream.write(fresh)
+        self._name = path.name
+        self._stream = path.open("ab", buffering=0)
+
+    def append(self, offset: int, data: bytes) -> bytes:
+        # Asked each time: a controller that was taken over from may wake up and write, too.
+        size = os.fstat(self._stream.fileno()).st_size
+        if offset > size:
+            raise TransportError(
+                f"bytes {size} to {offset} of {self._name} are missing from the stream",
+                hint="the stream is resumed from the last byte at hand",
+            )
+        fresh = data[size - offset :] if offset < size else data
+        view = memoryview(fresh)
+        while view:
+            # What a full disk let through counts: the stream is resumed behind it.
+            view = view[self._stream.write(view) :]
+        return fresh
+
+    def close(self) -> None:
+        self._stream.close()

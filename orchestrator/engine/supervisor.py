@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, Type
 
-from orchestrator.errors import Busy, HostNotReady, OrchError, SpecError
+from orchestrator.errors import Busy, Fenced, HostNotReady, OrchError, SpecError
 from orchestrator.transport.base import Stream, Transport
 
 Answer = Dict[str, Any]
@@ -19,20 +19,31 @@ class Supervisor:
     transport: Transport
     python: str
     run_dir: str
+    caller: Tuple[str, ...] = ()
+    """``--epoch`` and ``--owner`` of the controller that speaks, or that it speaks for."""
 
     @property
     def host(self) -> str:
         return self.transport.name
 
     def arm(self) -> Answer:
-        """Take the locks and wait for ``start``. Raises Busy when another run holds a device."""
+        """End what earlier runs left there (``swept``), take the locks and wait for ``start``.
+        Raises Busy when another run holds a device."""
         return self._ask("arm", timeout=60)
 
     def start(self) -> Answer:
         return self._ask("start", timeout=60)
 
+    def claim(self) -> Answer:
+        """Become the controller of the run there. Raises Fenced when another is newer."""
+        return self._ask("claim", timeout=60)
+
     def status(self) -> Answer:
         return self._ask("status", timeout=30)
+
+    def stacks(self) -> Answer:
+        """Where each process stands now: ``{"stacks": [{"name","rank","source","text"}]}``."""
+        return self._ask("stacks", timeout=30)
 
     def stop(self, reason: str, *, grace_s: float = 10.0) -> Answer:
         """End the run here and return the certificate: ``{"clean": bool, "left": [...]}``."""
@@ -50,7 +61,7 @@ class Supervisor:
 
     def _argv(self, command: str, *options: str) -> List[str]:
         program = f"{self.run_dir}/node/supervisor.py"
-        return [self.python, program, command, "--run-dir", self.run_dir, *options]
+        return [self.python, program, command, "--run-dir", self.run_dir, *self.caller, *options]
 
     def _ask(self, command: str, *options: str, timeout: float) -> Answer:
         done = self.transport.run(self._argv(command, *options), timeout=timeout)
@@ -68,7 +79,9 @@ class Supervisor:
                 hint=f"try by hand on {self.host}: {' '.join(self._argv(command))}",
             )
         error = answer["error"]
-        kind = {9: Busy, 3: SpecError}.get(status, HostNotReady)
+        kind: Type[OrchError] = {9: Busy, 3: SpecError}.get(status, HostNotReady)
+        if error.get("code") == Fenced.code:
+            kind = Fenced
         return kind(str(error.get("message")), hint=str(error.get("hint", "")), host=self.host)
 
 
@@ -78,6 +91,13 @@ def last_object(output: bytes) -> Any:
     try:
         return json.loads(lines[-1]) if lines else None
     except ValueError:
+        return None
+
+
+def _object(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # what a login script printed
         return None
 
 
@@ -92,8 +112,8 @@ class FrameStream:
         for chunk in self._stream:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                frame = last_object(line)
-                if isinstance(frame, dict) and "t" in frame:
+                frame = _object(line)
+                if isinstance(frame, dict) and ("t" in frame or "error" in frame):
                     yield frame
 
     def close(self) -> None:

@@ -10,9 +10,10 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 from orchestrator.errors import Location, PlanError
+from orchestrator.watch_options import check
 
 SCHEMA = 1
 
@@ -67,6 +68,8 @@ class Plan:
     heartbeat_s: float
     ships_worker: bool
     """Whether the hosts need the ``glm2`` package in ``<run dir>/code``."""
+    watch: Tuple[Tuple[str, Union[float, str]], ...] = ()
+    """What the job says about being watched (``watch_options``), sorted by key."""
     rank_table: Optional[str] = None
     """Text of the merged rank table (recipe ascend_ranktable)."""
     notes: Tuple[str, ...] = ()
@@ -100,6 +103,7 @@ class Plan:
             "world_size": self.world_size,
             "grace_s": self.grace_s,
             "heartbeat_s": self.heartbeat_s,
+            "watch": dict(self.watch),
             "ships_worker": self.ships_worker,
             "notes": list(self.notes),
             "rank_table": None if self.rank_table is None else keep(self.rank_table),
@@ -162,6 +166,7 @@ def _plan(top: Mapping[str, Any]) -> Plan:
         hosts=tuple(_host(host, texts) for host in top["hosts"]),
         grace_s=float(top["grace_s"]),
         heartbeat_s=float(top["heartbeat_s"]),
+        watch=tuple(sorted((key, check(key, v)) for key, v in top["watch"].items())),
         ships_worker=bool(top["ships_worker"]),
         rank_table=None if table is None else _text(texts[table]),
         notes=tuple(_text(note) for note in top["notes"]),

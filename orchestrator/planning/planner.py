@@ -71,6 +71,7 @@ def plan(
         hosts=tuple(host_plans),
         grace_s=job.grace_s,
         heartbeat_s=job.heartbeat_s,
+        watch=tuple(sorted(job.watch.items())),
         ships_worker=not job.worker_command or scheduler is not None,
         rank_table=table,
         notes=(*notes, *warnings),

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 
 class Journal:
@@ -52,13 +52,16 @@ def read_events(path: Path) -> Iterator[Dict[str, Any]]:
             yield entry
 
 
-def last_events(path: Path, limit: int = 65536) -> List[Dict[str, Any]]:
-    """The events in the last ``limit`` bytes of a file, without reading the rest."""
+def last_events(
+    path: Path, limit: int = 65536, *, end: Optional[int] = None
+) -> List[Dict[str, Any]]:
+    """The events in the last ``limit`` bytes of a file, or of its part before byte ``end``,
+    without reading the rest."""
     try:
         with path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
+            size = stream.seek(0, os.SEEK_END) if end is None else end
             stream.seek(max(0, size - limit))
-            lines = stream.read().split(b"\n")
+            lines = stream.read(min(size, limit)).split(b"\n")
     except FileNotFoundError:
         return []
     if size > limit:

@@ -5,11 +5,13 @@
     plan.json           what is executed
     hosts.json          how the hosts are reached (connection settings of the inventory)
     journal.jsonl       intent: what the controller decided and did
-    controller.lock     held by the process that watches the run
+    controller.lock     held by the process that watches the run; its epoch
+    watch.jsonl         what the watcher saw, in its order, to replay its decisions
     controller.log      output of a background controller
     rank_table.json
     logs/rank_N.log     byte-exact copies of the raw logs on the hosts
     metrics/rank_N.jsonl
+    stacks/rank_N.txt   where a rank stood when nobody got on
     hosts/<host>/journal.jsonl   byte-exact copy of the host's journal
     hosts/<host>/beat.json       when the host was last heard
     checkpoints/        what collect-ckpt fetched
@@ -71,6 +73,10 @@ class RunPaths:
         return self.dir / "controller.lock"
 
     @property
+    def watch(self) -> Path:
+        return self.dir / "watch.jsonl"
+
+    @property
     def controller_log(self) -> Path:
         return self.dir / "controller.log"
 
@@ -91,6 +97,9 @@ class RunPaths:
 
     def metrics(self, process: str) -> Path:
         return self.dir / "metrics" / f"{process}.jsonl"
+
+    def stacks(self, process: str) -> Path:
+        return self.dir / "stacks" / f"{process}.txt"
 
     def host_journal(self, host: str) -> Path:
         return self.dir / "hosts" / host / "journal.jsonl"

@@ -87,9 +87,10 @@ def find_hang(
     phases while it works.
     """
     running = [rank for rank in ranks if rank.phase != "done"]
-    if not any(rank.heard and rank.stage != "startup" for rank in running):
-        return None
+    # First what ends the search at the first rank of most jobs.
     if any(now - rank.moved <= limits.of(rank) for rank in running):
+        return None
+    if not any(rank.heard and rank.stage != "startup" for rank in running):
         return None
     last = max(running, key=lambda rank: rank.moved)
     behind = _behind(running)

@@ -6,8 +6,12 @@ Rules, each journaled with its evidence when it fires:
 ``supervisor-lost``  a host's supervisor vanished without an ending: stop the others.
 ``host-silent``      nothing was heard of a host for ``silence_s``: unreachable is not dead, so
                      this long is waited before the run is given up; then stop the others.
-``hang``             no rank gets on for longer than its own pace allows (see ``training``).
+``all-silent``       nothing is heard of any of several hosts: more likely our own network. That
+                     is waited out ten times as long before ``host-silent`` is decided.
 ``stop-requested``   an operator asked for it.
+
+What the metrics give away (``hang``, ``loss-nan``, ``scale-collapse``: see ``training``) comes in
+as ``Judged``, from ``watcher``.
 
 When all hosts have ended (or are given up) the run is over.
 """
@@ -16,6 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+_ALONE_TIMES = 10
+"""How much longer is waited where no host at all is heard."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,11 @@ class Failure:
     exit_code: Optional[int] = None
     wall: Optional[float] = None
     detail: str = ""
+    """The sentence, for rules that the metrics made fire."""
 
     def sentence(self) -> str:
         """One sentence for an operator."""
-        if self.rule == "hang":
+        if self.detail:
             return self.detail
         if self.rule == "rank-failed":
             return f"{self.process} on {self.host} failed first, {describe_exit(self.exit_code)}"
@@ -45,7 +53,6 @@ class Failure:
 class HostView:
     """What is known of one host: ``phase`` is running, finished, lost or given-up."""
 
-    last_heard: float
     phase: str = "running"
     outcome: Optional[str] = None
 
@@ -59,17 +66,21 @@ class Watch:
     """State of the watcher. ``stopping`` is the rule that made us stop, if any."""
 
     hosts: Mapping[str, HostView]
+    heard: Mapping[str, float]
+    """When each host gave its last sign of life."""
     silence_s: float = 60.0
     stopping: Optional[str] = None
     failure: Optional[Failure] = None
     over: bool = False
+    alone: bool = False
+    """Nothing is heard of any host, and that was told."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A sign of life of a host."""
+    """Signs of life of hosts."""
 
-    host: str
+    hosts: Tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,10 +99,11 @@ class SupervisorLost:
 
 
 @dataclass(frozen=True)
-class Standstill:
-    """No rank gets on: a sentence that says so, and what shows it. ``rank`` of ``host`` is
-    behind the others, where one is."""
+class Judged:
+    """The metrics made ``rule`` fire, and the run is to be stopped: a sentence that says why, and
+    what shows it. ``rank`` of ``host`` is the one to look at, where one is known."""
 
+    rule: str
     sentence: str
     evidence: Mapping[str, Any]
     host: str = ""
@@ -100,10 +112,12 @@ class Standstill:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed. ``thorough``: enough of it to compare all ranks again."""
+
+    thorough: bool = False
 
 
-WatchEvent = Union[Heard, NodeEvent, SupervisorLost, Standstill, Tick]
+WatchEvent = Union[Heard, NodeEvent, SupervisorLost, Judged, Tick]
 
 
 @dataclass(frozen=True)
@@ -116,10 +130,13 @@ class StopHost:
 
 @dataclass(frozen=True)
 class Decide:
-    """A decision to be journaled: the rule and what made it fire."""
+    """A decision to be journaled: the rule, what made it fire, and what is done about it:
+    ``stop`` the run, ``take-stacks``, ``wait``, or only ``tell``."""
 
     rule: str
     evidence: Mapping[str, Any]
+    action: str = "stop"
+    sentence: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,8 @@ Result = Tuple[Watch, List[Action]]
 
 def begin(hosts: List[str], now: float, *, silence_s: float = 60.0) -> Watch:
     """The state of a watcher that starts at ``now`` (any monotonic seconds)."""
-    return Watch({host: HostView(last_heard=now) for host in hosts}, silence_s=silence_s)
+    views = {host: HostView() for host in hosts}
+    return Watch(views, dict.fromkeys(hosts, now), silence_s=silence_s)
 
 
 def reduce(state: Watch, event: WatchEvent, now: float) -> Result:
@@ -145,17 +163,30 @@ def reduce(state: Watch, event: WatchEvent, now: float) -> Result:
         return state, []
     actions: List[Action] = []
     if isinstance(event, Tick):
-        state, actions = _give_up_silent(state, now)
-    elif isinstance(event, Standstill):
-        failure = Failure("hang", event.host, rank=event.rank, detail=event.sentence)
-        state, actions = _fail(state, failure, event.evidence)
-    elif event.host in state.hosts:
-        state = _with_host(state, event.host, last_heard=now)
-        if isinstance(event, NodeEvent):
-            state, actions = _node_event(state, event)
-        elif isinstance(event, SupervisorLost) and not state.hosts[event.host].ended:
-            state = _with_host(state, event.host, phase="lost")
-            state, actions = _fail(state, Failure("supervisor-lost", event.host), {})
+        return _give_up_silent(state, now)
+    if isinstance(event, Heard):
+        known = [host for host in event.hosts if host in state.heard]
+        return replace(state, heard={**state.heard, **dict.fromkeys(known, now)}, alone=False), []
+    if isinstance(event, Judged):
+        failure = Failure(event.rule, event.host, rank=event.rank, detail=event.sentence)
+        return _fail(state, failure, event.evidence)
+    if event.host not in state.hosts:
+        return state, []
+    state = replace(state, heard={**state.heard, event.host: now}, alone=False)
+    if isinstance(event, NodeEvent):
+        state, actions = _node_event(state, event)
+    elif not state.hosts[event.host].ended:
+        state = _with_host(state, event.host, phase="lost")
+        state, actions = _fail(state, Failure("supervisor-lost", event.host), {})
+    return _look_for_end(state, actions)
+
+
+def running_hosts(state: Watch) -> List[str]:
+    """Hosts that have not ended and were not given up."""
+    return [host for host, view in state.hosts.items() if not view.ended]
+
+
+def _look_for_end(state: Watch, actions: List[Action]) -> Result:
     if all(view.ended for view in state.hosts.values()):
         state = replace(state, over=True)
         actions.append(Finish(_outcome(state), state.failure))
@@ -190,7 +221,8 @@ def _node_event(state: Watch, event: NodeEvent) -> Result:
         )
         return _fail(state, failure, {"event": dict(data)})
     if kind == "stopping" and data.get("by") != "supervisor" and state.stopping is None:
-        decision = Decide("stop-requested", {"host": host, "event": dict(data)})
+        sentence = f"stopping the run: a stop was requested on {host}"
+        decision = Decide("stop-requested", {"host": host, "event": dict(data)}, sentence=sentence)
         state = replace(state, stopping="stop-requested")
         return state, [decision, *_stop_others(state, host, "stop requested on another host")]
     if kind == "finished":
@@ -199,15 +231,32 @@ def _node_event(state: Watch, event: NodeEvent) -> Result:
 
 
 def _give_up_silent(state: Watch, now: float) -> Result:
+    if now - min(state.heard.values()) < state.silence_s:
+        return state, []
+    running = running_hosts(state)
+    silent = [host for host in running if now - state.heard[host] >= state.silence_s]
     actions: List[Action] = []
-    for host, view in state.hosts.items():
-        if view.ended or now - view.last_heard < state.silence_s:
-            continue
+    if len(running) > 1 and silent == running:
+        limit = _ALONE_TIMES * state.silence_s
+        silent = [host for host in silent if now - state.heard[host] >= limit]
+        if not state.alone:
+            state = replace(state, alone=True)
+            actions.append(_told_alone(state, running, limit))
+    for host in silent:
         state = _with_host(state, host, phase="given-up")
-        evidence = {"silent_s": round(now - view.last_heard, 1), "limit_s": state.silence_s}
+        evidence = {"silent_s": round(now - state.heard[host], 1), "limit_s": state.silence_s}
         state, more = _fail(state, Failure("host-silent", host), evidence)
         actions += more
-    return state, actions
+    return _look_for_end(state, actions) if silent else (state, actions)
+
+
+def _told_alone(state: Watch, hosts: List[str], limit: float) -> Decide:
+    sentence = (
+        f"nothing is heard of any of {len(hosts)} hosts for {state.silence_s:g} s: more likely "
+        f"this machine's network than theirs; waiting up to {limit:g} s"
+    )
+    evidence = {"hosts": hosts, "silent_s": state.silence_s, "limit_s": limit}
+    return Decide("all-silent", evidence, "wait", sentence)
 
 
 def _fail(state: Watch, failure: Failure, evidence: Mapping[str, Any]) -> Result:
@@ -223,9 +272,10 @@ def _fail(state: Watch, failure: Failure, evidence: Mapping[str, Any]) -> Result
             state = replace(state, failure=failure)
         return state, []
     state = replace(state, failure=failure, stopping=failure.rule)
-    decision = Decide(failure.rule, {"host": failure.host, **evidence})
-    # A host where something failed ends by itself; one that hangs does not.
-    origin = "" if failure.rule == "hang" else failure.host
+    sentence = f"stopping the run: {failure.sentence()}"
+    decision = Decide(failure.rule, {"host": failure.host, **evidence}, sentence=sentence)
+    # A host where something failed ends by itself; one whose metrics are bad does not.
+    origin = "" if failure.detail else failure.host
     return state, [decision, *_stop_others(state, origin, failure.sentence())]
 
 

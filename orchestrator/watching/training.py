@@ -101,20 +101,28 @@ def sentence(decision: Decide) -> str:
     return str(seen["sentence"])
 
 
-def on_tick(state: Training, now: float) -> Tuple[Training, List[Decide]]:
-    """Time has passed: look for hangs and stragglers."""
+def on_tick(
+    state: Training, now: float, *, all_heard: bool = True, thorough: bool = True
+) -> Tuple[Training, List[Decide]]:
+    """Time has passed: look for a hang, unless some host is not heard of (``all_heard``), whose
+    ranks may well get on; and, when ``thorough``, for stragglers."""
     decisions: List[Decide] = []
-    hang = find_hang(state.ranks.values(), now, state.limits.hang)
-    if hang is None:
-        # It moves (again): the next standstill is another one.
-        state = replace(state, told=state.told - {("hang", "hang")})
-    else:
+    hang = find_hang(state.ranks.values(), now, state.limits.hang) if all_heard else None
+    if hang is not None:
         evidence = {"sentence": hang.sentence(), **hang.evidence()}
         state, decisions = _tell(state, "hang", "hang", evidence)
-    for one in find_stragglers(state.ranks.values(), state.limits.straggler):
+    elif ("hang", "hang") in state.told:
+        # It moves (again): the next standstill is another one.
+        state = replace(state, told=state.told - {("hang", "hang")})
+    for one in find_stragglers(state.ranks.values(), state.limits.straggler) if thorough else ():
         state, more = _tell(state, "straggler", (one.kind, one.name), one.evidence())
         decisions += more
     return state, decisions
+
+
+def hangs(state: Training) -> bool:
+    """Whether the hang that was told last is still one."""
+    return ("hang", "hang") in state.told
 
 
 def _tell(

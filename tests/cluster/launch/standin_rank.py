@@ -8,12 +8,15 @@ have a rank of each kind:
                           scheduler of their own on STANDIN_PORT (rank 0 starts it)
 ``STANDIN_FAIL=R:CODE``   rank R exits with CODE after its second step
 ``STANDIN_HANG=1``        after the last step, wait for a signal instead of ending
+``STANDIN_STUCK=R:N``     all ranks stop at step N: rank R loads its data, the others wait for it
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +31,9 @@ def main() -> int:
 
 
 def stand_in(rank: int, steps: int) -> int:
+    stacks = os.open(Path(os.environ["GLM2_RANK_DIR"]) / "stacks.log", os.O_WRONLY | os.O_CREAT)
+    faulthandler.register(signal.SIGUSR1, file=stacks)
+    stuck, _, last = os.environ.get("STANDIN_STUCK", "-1:-1").partition(":")
     failing, _, code = os.environ.get("STANDIN_FAIL", "-1:0").partition(":")
     with open(Path(os.environ["GLM2_RANK_DIR"]) / "metrics.jsonl", "a") as metrics:
         for step in range(1, steps + 1):
@@ -38,10 +44,20 @@ def stand_in(rank: int, steps: int) -> int:
             if rank == int(failing) and step == 2:
                 print(f"rank {rank} gives up", file=sys.stderr, flush=True)
                 return int(code)
+            if step == int(last):
+                load_batch() if rank == int(stuck) else all_reduce()
             time.sleep(0.02)
     if os.environ.get("STANDIN_HANG"):
         time.sleep(600)
     return 0
+
+
+def load_batch() -> None:
+    time.sleep(600)
+
+
+def all_reduce() -> None:
+    time.sleep(600)
 
 
 def run_mindspore(rank: int) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 
-from orchestrator.engine.follow import HostRun, follow, in_order
+from orchestrator.engine.follow import follow, in_order
 from orchestrator.engine.launch import exit_status
-from orchestrator.engine.pace import Pace
+from orchestrator.engine.reader import HostRun
+from orchestrator.engine.recording import replay as replayed
 from orchestrator.engine.supervisor import Supervisor
+from orchestrator.errors import Fenced
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.layout import RunPaths
 from orchestrator.transport.base import Completed
-from orchestrator.watching import reducer
+from orchestrator.watching import reducer, watcher
 from orchestrator.watching.hang import HangLimits
 from orchestrator.watching.training import TrainingLimits
 
@@ -32,7 +34,7 @@ def replay(events: List[reducer.NodeEvent]) -> reducer.Watch:
 def test_at_take_over_a_clock_that_is_behind_does_not_hide_the_cause():
     failure = reducer.NodeEvent("a", {**FAILED, "wall": 100.0})
     stop = reducer.NodeEvent("b", {"event": "stopping", "by": "stop (pid 7)", "wall": 40.0})
-    decided = [{"event": "decision", "rule": "rank-failed"}]
+    decided = [{"event": "decision", "action": "stop", "rule": "rank-failed"}]
     cause = replay(in_order([stop, failure], decided)).failure
     assert cause is not None
     assert (cause.host, cause.process, cause.exit_code) == ("a", "rank_0", 3)
@@ -73,9 +75,12 @@ class Seen:
         self.problems: List[str] = []
         self._on_problem = on_problem
 
-    def connection(self, host: str, problem: str) -> None:
-        self.problems.append(problem)
-        self._on_problem()
+    wants_logs = True
+
+    def connection(self, host: str, problem: Optional[str]) -> None:
+        if problem is not None:
+            self.problems.append(problem)
+            self._on_problem()
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
@@ -134,38 +139,80 @@ TRAINED = _metrics(
 )
 
 
-def test_a_run_that_stands_still_is_stopped_and_the_decision_journaled(tmp_path):
-    """The host sends metrics, then only beats, until the run is stopped there."""
-    lines = [*TRAINED, b'{"t":"beat","wall":1,"mono":1}\n']
-    stops: List[Any] = []
+DUMP = """Thread 0x00007f01 (most recent call first):
+  File "/lib/queue.py", line 171 in get
 
-    class Host(FakeTransport):
-        def run(self, argv: Any, **_: Any) -> Any:
-            stops.append(argv)
-            self.lines[:] = [_finished().replace(b"succeeded", b"cancelled")]
-            return Completed(0, b'{"clean":true}\n', b"")
+Current thread 0x00007f00 (most recent call first):
+  File "/code/train.py", line {line} in {function}
+  File "/code/main.py", line 3 in main
+"""
 
-    host = HostRun(Supervisor(Host(lines), "python3", "/r"), ("rank_0",))  # type: ignore[arg-type]
+
+class Standing(FakeTransport):
+    """A host of three ranks that send metrics, then only beats, until the run is stopped."""
+
+    def __init__(self, lines: List[bytes]) -> None:
+        super().__init__(lines)
+        self.asked: List[str] = []
+
+    def run(self, argv: Any, **_: Any) -> Any:
+        self.asked.append(argv[2])
+        if argv[2] == "stacks":
+            places = [("all_reduce", 7), ("all_reduce", 7), ("load_batch", 50)]
+            stacks = [
+                {
+                    "name": f"rank_{rank}",
+                    "rank": rank,
+                    "pid": rank + 1,
+                    "source": "faulthandler",
+                    "text": DUMP.format(function=function, line=line),
+                }
+                for rank, (function, line) in enumerate(places)
+            ]
+            return Completed(0, json.dumps({"stacks": stacks}).encode() + b"\n", b"")
+        self.lines[:] = [_finished().replace(b"succeeded", b"cancelled")]
+        return Completed(0, b'{"clean":true}\n', b"")
+
+
+def standing(tmp_path: Any, **rules: Any) -> Any:
+    lines = [line.replace(b"rank_0", b"rank_%d" % rank) for rank in range(3) for line in TRAINED]
+    transport = Standing([*lines, b'{"t":"beat","wall":1,"mono":1}\n'])
+    names = ("scheduler", "rank_0", "rank_1", "rank_2")
+    host = HostRun(Supervisor(transport, "python3", "/r"), names)  # type: ignore[arg-type]
+    limits = TrainingLimits(hang=HangLimits(step_s=1.0))
+    return transport, host, watcher.Rules(limits=limits, **rules)
+
+
+def test_a_run_that_stands_still_is_stopped_and_the_odd_rank_named(tmp_path):
+    transport, host, rules = standing(tmp_path)
     paths = RunPaths(tmp_path)
     journal = Journal(paths.journal)
-    limits = TrainingLimits(hang=HangLimits(step_s=1.0))
-    ending = follow(paths, journal, [host], Seen(), grace_s=1.0, limits=limits)
-    assert ending.outcome == "failed"
+    ending = follow(paths, journal, [host], Seen(), grace_s=1.0, rules=rules)
+    assert (ending.outcome, ending.first_step, ending.last_step) == ("failed", 0, 8)
     assert ending.failure is not None
-    assert ending.failure.rule == "hang"
+    assert (ending.failure.rule, ending.failure.rank, ending.failure.host) == ("hang", 2, "a")
+    assert "rank 2 in load_batch (train.py:50) < main (main.py:3)" in ending.failure.sentence()
     assert exit_status(ending) == 7
-    assert len(stops) == 1
+    assert transport.asked == ["stacks", "stop"]
     decisions = [event for event in journal.events() if event["event"] == "decision"]
-    assert [(one["action"], one["rule"]) for one in decisions] == [("stop", "hang")]
-    assert decisions[0]["evidence"]["step"] == 8
+    assert [(one["action"], one["rule"]) for one in decisions] == [
+        ("take-stacks", "hang"),
+        ("stop", "hang"),
+    ]
+    assert decisions[1]["evidence"]["step"] == 8
+    assert decisions[1]["evidence"]["differ"] == [2]
+    assert "load_batch" in paths.stacks("rank_2").read_text()
+    assert [(one.action, dict(one.evidence)) for one in replayed(paths)] == [
+        (one["action"], one["evidence"]) for one in decisions
+    ]
 
 
 def test_a_loss_that_is_no_number_is_told_and_the_run_goes_on(tmp_path):
     lost = [b'{"step":%d,"loss":null,"overflow":false}' % step for step in range(1, 6)]
     told: List[str] = []
-    seen = Seen()
-    seen.decision = told.append  # type: ignore[method-assign]
-    transport = FakeTransport([*_metrics(*lost), _finished()])
+    beat = b'{"t":"beat","wall":1,"mono":1}\n'
+    transport = FakeTransport([*_metrics(*lost), beat])
+    seen = Observing(told, lambda: transport.lines.__setitem__(slice(None), [_finished()]))
     host = HostRun(Supervisor(transport, "python3", "/r"), ("rank_0",))  # type: ignore[arg-type]
     journal = Journal(RunPaths(tmp_path).journal)
     ending = follow(RunPaths(tmp_path), journal, [host], seen, grace_s=1.0)
@@ -174,20 +221,53 @@ def test_a_loss_that_is_no_number_is_told_and_the_run_goes_on(tmp_path):
     assert [event["action"] for event in journal.events()] == ["tell"]
 
 
+def test_a_loss_that_is_no_number_stops_the_run_where_the_job_says_so(tmp_path):
+    lost = [b'{"step":%d,"loss":"nan","overflow":false}' % step for step in range(1, 6)]
+    transport = Standing([*_metrics(*lost), b'{"t":"beat","wall":1,"mono":1}\n'])
+    host = HostRun(Supervisor(transport, "python3", "/r"), ("rank_0",))  # type: ignore[arg-type]
+    journal = Journal(RunPaths(tmp_path).journal)
+    rules = watcher.Rules(stop_on_divergence=True)
+    ending = follow(RunPaths(tmp_path), journal, [host], Seen(), grace_s=1.0, rules=rules)
+    assert ending.failure is not None
+    assert (ending.failure.rule, ending.failure.rank) == ("loss-nan", 0)
+    assert exit_status(ending) == 6
+
+
+class Observing(Seen):
+    """Keeps the sentences of decisions; ``then`` is called with each."""
+
+    def __init__(self, told: List[str], then: Any) -> None:
+        super().__init__()
+        self._told, self._then = told, then
+
+    def decision(self, sentence: str) -> None:
+        self._told.append(sentence)
+        self._then()
+
+
+def test_a_controller_that_was_taken_over_from_ends_without_an_ending(tmp_path):
+    lines = [b'{"t":"beat","wall":1,"mono":1}\n', b'{"t":"fenced","epoch":2,"owner":"b"}\n']
+    host = HostRun(Supervisor(FakeTransport(lines), "python3", "/r"), ("rank_0",))  # type: ignore[arg-type]
+    journal = Journal(RunPaths(tmp_path).journal)
+    with pytest.raises(Fenced, match="another controller has taken over the run: b"):
+        follow(RunPaths(tmp_path), journal, [host], Seen(), grace_s=1.0)
+    assert journal.events() == []
+
+
 def test_at_take_over_what_was_received_before_counts(tmp_path):
     """A controller that comes back to a run that hangs gets no new metrics."""
+    _, host, rules = standing(tmp_path)
     paths = RunPaths(tmp_path)
-    file = paths.metrics("rank_0")
-    file.parent.mkdir()
-    file.write_bytes(b'{"phase":"train","wall":1}\n{"step":1,"step_time_s":0.1,"wall":2}\n')
-    now = [100.0]
-    pace = Pace(paths, {"a": ("scheduler", "rank_0")}, TrainingLimits(), lambda: now[0])
-    assert pace.tick() == (None, [])
-    now[0] += 601.0
-    standstill, others = pace.tick()
-    assert standstill is not None
-    assert "after step 1" in standstill.sentence
-    assert others == []
+    for rank in range(3):
+        file = paths.metrics(f"rank_{rank}")
+        file.parent.mkdir(exist_ok=True)
+        lines = [json.loads(line)["data"] for line in TRAINED]
+        file.write_text("".join(lines))
+    transport = Standing([b'{"t":"beat","wall":1,"mono":1}\n'])
+    host = HostRun(Supervisor(transport, "python3", "/r"), host.processes)  # type: ignore[arg-type]
+    ending = follow(paths, Journal(paths.journal), [host], Seen(), grace_s=1.0, rules=rules)
+    assert ending.failure is not None
+    assert "after step 8" in ending.failure.sentence()
 
 
 def _finished() -> bytes:

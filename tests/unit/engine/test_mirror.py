@@ -17,7 +17,9 @@ LOG = "ranks/rank_0/stdout.log"
 
 @pytest.fixture
 def mirror(tmp_path):
-    return Mirror(RunPaths(tmp_path), "a")
+    made = Mirror(RunPaths(tmp_path), "a")
+    yield made
+    made.close()
 
 
 @given(st.binary(max_size=60), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))

@@ -12,8 +12,8 @@ from orchestrator.watching.reducer import (
     Decide,
     Finish,
     Heard,
+    Judged,
     NodeEvent,
-    Standstill,
     StopHost,
     SupervisorLost,
     Tick,
@@ -109,7 +109,7 @@ def test_stop_by_request_is_a_cancellation_on_all_hosts():
 
 def test_silence_is_waited_out_before_a_host_is_given_up():
     state = reducer.begin(["a", "b"], 0.0, silence_s=60.0)
-    state, actions = play(state, (Heard("b"), 50.0), (Tick(), 59.0))
+    state, actions = play(state, (Heard(("b",)), 50.0), (Tick(), 59.0))
     assert actions == []
     state, actions = play(state, (Tick(), 60.0))
     assert [type(action) for action in actions] == [Decide, StopHost]
@@ -117,6 +117,25 @@ def test_silence_is_waited_out_before_a_host_is_given_up():
     assert state.failure.rule == "host-silent"
     _, actions = play(state, (finished("b", "cancelled"), 61.0))
     assert actions[-1] == Finish("failed", state.failure)
+
+
+def test_silence_of_all_hosts_is_more_likely_our_own_network():
+    state = reducer.begin(["a", "b"], 0.0, silence_s=60.0)
+    state, actions = play(state, (Tick(), 61.0), (Tick(), 62.0))
+    assert [(one.rule, one.action) for one in actions] == [("all-silent", "wait")]
+    state, actions = play(state, (Heard(("a", "b")), 300.0), (Tick(), 301.0))
+    assert actions == []
+    # One of them stays away: that is about the host.
+    state, actions = play(state, (Heard(("a",)), 370.0), (Tick(), 371.0))
+    assert state.failure is not None
+    assert state.failure.host == "b"
+
+
+def test_silence_of_all_hosts_is_not_waited_out_for_ever():
+    state, actions = play(reducer.begin(["a", "b"], 0.0, silence_s=60.0), (Tick(), 600.0))
+    assert state.over
+    assert isinstance(actions[-1], Finish)
+    assert actions[-1].outcome == "failed"
 
 
 def test_a_lost_supervisor_is_a_failure():
@@ -127,7 +146,7 @@ def test_a_lost_supervisor_is_a_failure():
 
 HOSTS = ["a", "b", "c"]
 EVENTS = st.one_of(
-    st.builds(Heard, st.sampled_from(HOSTS)),
+    st.builds(Heard, st.lists(st.sampled_from(HOSTS), unique=True).map(tuple)),
     st.builds(SupervisorLost, st.sampled_from(HOSTS)),
     st.builds(finished, st.sampled_from(HOSTS), st.sampled_from(["succeeded", "failed"])),
     st.builds(
@@ -153,8 +172,9 @@ def test_laws(script):
         actions += more
     finishes = [action for action in actions if isinstance(action, Finish)]
     assert len(finishes) <= 1
+    decided = [action for action in actions if isinstance(action, Decide)]
     if finishes and finishes[0].outcome == "succeeded":
-        assert not any(isinstance(action, Decide) for action in actions)
+        assert {one.action for one in decided} <= {"wait"}
         assert finishes[0].failure is None
     stopped = [action.host for action in actions if isinstance(action, StopHost)]
     assert len(stopped) == len(set(stopped))
@@ -163,7 +183,7 @@ def test_laws(script):
 
 def test_a_standstill_stops_every_host_and_is_the_cause():
     state = reducer.begin(["a", "b"], 0.0)
-    still = Standstill("no rank got on", {"ranks": [3]}, "b", 3)
+    still = Judged("hang", "no rank got on", {"ranks": [3]}, "b", 3)
     state, actions = play(state, (still, 10.0))
     assert [one.rule for one in actions if isinstance(one, Decide)] == ["hang"]
     assert sorted(one.host for one in actions if isinstance(one, StopHost)) == ["a", "b"]
@@ -178,7 +198,7 @@ def test_a_standstill_stops_every_host_and_is_the_cause():
 
 def test_a_standstill_after_a_failure_is_a_consequence():
     state, _ = play(reducer.begin(["a", "b"], 0.0), (exited("a", "rank_0", 3), 1.0))
-    state, actions = play(state, (Standstill("no rank got on", {}), 10.0))
+    state, actions = play(state, (Judged("hang", "no rank got on", {}), 10.0))
     assert actions == []
     assert state.failure is not None
     assert state.failure.rule == "rank-failed"

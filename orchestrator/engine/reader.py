@@ -1,0 +1,205 @@
+"""Reads the stream of one host in a thread: copies it into the mirror and posts what it saw."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple, Union
+
+from orchestrator.engine.mirror import Mirror
+from orchestrator.engine.supervisor import FrameStream, Supervisor
+from orchestrator.errors import Fenced, OrchError, TransportError
+from orchestrator.runs.journal import parse_line
+from orchestrator.runs.layout import RunPaths
+from orchestrator.watching import reducer, watcher
+
+_RECONNECT_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+class Observer(Protocol):
+    """What a person or program sees of a run as it goes. Called from one thread."""
+
+    wants_logs: bool
+    """Whether ``log`` is to be called at all."""
+
+    def host_event(self, host: str, event: Mapping[str, Any]) -> None: ...
+
+    def metrics(self, process: str, line: Mapping[str, Any]) -> None: ...
+
+    def log(self, process: str, data: bytes) -> None: ...
+
+    def decision(self, sentence: str) -> None: ...
+
+    def connection(self, host: str, problem: Optional[str]) -> None:
+        """The stream of a host was cut (``problem``) or is back (None)."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """A host of the run: its supervisor and the names of its processes."""
+
+    supervisor: Supervisor
+    processes: Tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.supervisor.host
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Something for the watcher."""
+
+    event: watcher.Event
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Whole lines of metrics of one process."""
+
+    process: str
+    lines: Tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Something only to be shown."""
+
+    show: Callable[[Observer], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Whoever follows must end with this error."""
+
+    error: OrchError
+
+
+Post = Union[Seen, Lines, Shown, Ended]
+
+
+def rank_of(process: str) -> Optional[int]:
+    """The rank of a process by its name; None for a service."""
+    match = re.fullmatch(r"rank_(\d{1,9})", process)
+    return int(match.group(1)) if match else None
+
+
+class Reader:
+    """Copies one host's stream into the mirror, reconnecting until the run has ended there."""
+
+    def __init__(
+        self, paths: RunPaths, host: HostRun, post: Callable[[Post], None], *, logs: bool
+    ) -> None:
+        self._host = host
+        self._mirror = Mirror(paths, host.name)
+        self._post = post
+        self._logs = logs
+        self._closing = threading.Event()
+        self._stream: Optional[FrameStream] = None
+        self._partial: Dict[str, bytes] = {}
+        self._cut = False
+        self._thread = threading.Thread(target=self._run, name=f"follow-{host.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def drain(self, timeout: float) -> None:
+        """Wait for the stream's end frame, so that the mirrors are whole."""
+        self._thread.join(timeout)
+
+    def close(self) -> None:
+        self._closing.set()
+        stream = self._stream
+        if stream is not None:
+            stream.close()
+        if self._thread.ident is not None:
+            self._thread.join(5.0)
+        self._mirror.close()
+
+    def _run(self) -> None:
+        attempt = 0
+        while not self._closing.is_set():
+            try:
+                if self._read_stream():
+                    return
+                problem = "the stream ended early"
+            except TransportError as error:
+                problem = str(error)
+            except Fenced as error:
+                self._post(Ended(error))
+                return
+            except OSError as error:
+                # Our own disk, not the host: the job must not be ended as silent for that.
+                problem = f"cannot keep what it sends: {error}"
+                self._post(Seen(reducer.Heard((self._host.name,))))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                problem = f"it sent a frame that makes no sense ({error!r})"
+            if self._closing.is_set():
+                return
+            # After a stream that came up the pauses are short again.
+            attempt = attempt + 1 if self._cut else 0
+            self._cut = True
+            self._tell_connection(problem)
+            self._closing.wait(_RECONNECT_S[min(attempt, len(_RECONNECT_S) - 1)])
+
+    def _read_stream(self) -> bool:
+        """Read one stream; True when it came to the run's end."""
+        offsets = self._mirror.offsets(list(self._host.processes))
+        self._stream = self._host.supervisor.frames(self._mirror.journal_offset(), offsets)
+        for frame in self._stream:
+            if self._cut:
+                self._cut = False
+                self._tell_connection(None)
+            if self._handle(frame):
+                return True
+        return False
+
+    def _handle(self, frame: Mapping[str, Any]) -> bool:
+        name, kind = self._host.name, frame.get("t")
+        if kind == "data":
+            self._data(frame["file"], frame["off"], frame["data"])
+        elif kind == "event":
+            event = frame["event"]
+            self._mirror.append_event(frame["off"], event)
+            self._post(Seen(reducer.NodeEvent(name, event)))
+            self._post(Shown(lambda seen: seen.host_event(name, event)))
+        elif kind == "beat":
+            self._mirror.beat(frame["wall"], time.time())
+            self._post(Seen(reducer.Heard((name,))))
+        elif kind == "lost":
+            self._post(Seen(reducer.SupervisorLost(name)))
+        elif kind == "fenced":
+            raise Fenced(
+                f"another controller has taken over the run: {frame['owner'] or 'unknown'}",
+                hint="follow it there; this one has ended without touching the run",
+                host=name,
+            )
+        elif "error" in frame:
+            self._refused(frame["error"])
+        return kind == "end"
+
+    def _refused(self, error: Mapping[str, Any]) -> None:
+        if error["code"] == Fenced.code:
+            raise Fenced(str(error["message"]), hint=str(error["hint"]), host=self._host.name)
+        raise ValueError(str(error["message"]))
+
+    def _data(self, file: str, offset: int, text: str) -> None:
+        data = text.encode("utf-8", "surrogateescape")
+        fresh = self._mirror.append_data(file, offset, data)
+        process = file.split("/")[1]
+        if file.endswith("/metrics.jsonl"):
+            lines = self._whole_lines(file, fresh)
+            if lines:
+                self._post(Lines(process, tuple(lines)))
+        elif self._logs and fresh:
+            self._post(Shown(lambda seen: seen.log(process, fresh)))
+
+    def _whole_lines(self, file: str, data: bytes) -> List[Mapping[str, Any]]:
+        *lines, self._partial[file] = (self._partial.get(file, b"") + data).split(b"\n")
+        return [entry for entry in map(parse_line, lines) if entry is not None]
+
+    def _tell_connection(self, problem: Optional[str]) -> None:
+        self._post(Shown(lambda seen: seen.connection(self._host.name, problem)))

@@ -1,0 +1,42 @@
+"""What the controller sees of a running job, and what it does about it, over real SSH."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.engine.recording import replay
+from orchestrator.runs.journal import Journal
+from tests.cluster.launch.conftest import processes_of, standin
+
+
+@pytest.fixture
+def two_hosts(loopback):
+    return loopback(2)
+
+
+def decisions(run):
+    return [event for event in Journal(run.journal).events() if event["event"] == "decision"]
+
+
+def test_a_hang_is_stopped_with_the_stacks_of_all_ranks(cli, two_hosts):
+    done = cli(
+        *("launch", "-i", two_hosts.inventory_yaml(), "--run-id", "stuck", "--watch", "step_s=2"),
+        *("--env", "STANDIN_STUCK=2:3", *standin(5), "-o", "json", "finetune"),
+    )
+    assert done.status == 7, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "after step 3" in last
+    assert "rank 2 in load_batch (standin_rank.py:" in last
+    run = cli.run("stuck")
+    taken, stopped = decisions(run)
+    assert (taken["action"], taken["rule"]) == ("take-stacks", "hang")
+    assert (stopped["action"], stopped["evidence"]["differ"]) == ("stop", [2])
+    assert [group["ranks"] for group in stopped["evidence"]["stacks"]] == [[0, 1, 3], [2]]
+    assert "in all_reduce" in run.stacks("rank_0").read_text()
+    assert [dict(one.evidence) for one in replay(run)] == [
+        taken["evidence"],
+        stopped["evidence"],
+    ]
+    cause = done.json()["cause"]
+    assert (cause["rule"], cause["rank"], cause["host"]) == ("hang", 2, "127.0.1.2")
+    assert processes_of("stuck") == []
