@@ -120,8 +120,10 @@ def contestants(cluster: Loopback, home: Path) -> Dict[str, Contestant]:
 
     def ours(*more: str) -> Contestant:
         def command(out: Path) -> Sequence[Sequence[str]]:
+            # Modules compiled once, as in an installation.
+            env = ["env", "-u", "PYTHONDONTWRITEBYTECODE", f"GLM2_ORCH_HOME={home}"]
             program = [sys.executable, "-m", "orchestrator.cli.main", "collect-ckpt", RUN_ID]
-            return [["env", f"GLM2_ORCH_HOME={home}", *program, "--out", str(out), *more]]
+            return [[*env, *program, "--out", str(out), *more]]
 
         return command
 

@@ -1,6 +1,6 @@
 """Merging a sharded checkpoint: ours beside cp and MindSpore's transform_checkpoints, in one run.
 
-    python -m benchmarks.merge_ckpt [--size 1.9] [--layout opt8] [--rounds 5] [--no-mindspore]
+    python -m benchmarks.merge_ckpt [--size 1.9 6 12.5] [--layout opt8] [--rounds 5] [--no-mindspore]
 
 The set is made here: GLM2's parameters and their Adam moments, cut over the ranks. All files are
 warm. In each round every contestant runs once, in a process of its own (ours with the start of
@@ -45,19 +45,22 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", type=float, default=1.9, help="GB; 12.5 is the whole model, fp16")
+    parser.add_argument(
+        "--size", type=float, nargs="+", default=[1.9], help="GB; 12.5 is the whole model, fp16"
+    )
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="opt8")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--crc", action="store_true", help="shards with a CRC trailer")
     parser.add_argument("--no-mindspore", action="store_true")
     parser.add_argument("--dir", type=Path, help="where to work; needs three times the size")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.dir, prefix="merge-ckpt-") as folder:
-        root = Path(folder)
-        make_set(root, options.size * 1e9, LAYOUTS[options.layout], crc=options.crc)
-        samples = measure(root, options.rounds, with_mindspore=not options.no_mindspore)
-    title = f"{options.size:g} GB, {options.layout}, {options.rounds} rounds"
-    Console().print(table(title, samples))
+    for size in options.size:
+        with tempfile.TemporaryDirectory(dir=options.dir, prefix="merge-ckpt-") as folder:
+            root = Path(folder)
+            make_set(root, size * 1e9, LAYOUTS[options.layout], crc=options.crc)
+            samples = measure(root, options.rounds, with_mindspore=not options.no_mindspore)
+        title = f"{size:g} GB, {options.layout}, {options.rounds} rounds"
+        Console().print(table(title, samples))
     return 0
 
 
