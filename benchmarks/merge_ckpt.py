@@ -1,6 +1,6 @@
 """Merging a sharded checkpoint: ours beside cp and MindSpore's transform_checkpoints, in one run.
 
-    python -m benchmarks.merge_ckpt [--size 1.9 6 12.5] [--layout opt8] [--rounds 5] [--no-mindspore]
+    python -m benchmarks.merge_ckpt [--size 1.9 6 12.5] [--layout opt8] [--rounds 5]
 
 The set is made here: GLM2's parameters and their Adam moments, cut over the ranks. All files are
 warm. In each round every contestant runs once, in a process of its own (ours with the start of
@@ -238,7 +238,9 @@ def measure(root: Path, rounds: int, *, with_mindspore: bool) -> Dict[str, List[
 def _run(argv: Sequence[str]) -> Sample:
     begin = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log)
+        # Modules compiled once, as in an installation.
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(argv, stdout=log, stderr=log, env=env)
         peak = _Peak(process.pid)
         status = process.wait()
         seconds = time.monotonic() - begin
