@@ -47,7 +47,7 @@ class SelfAttention(nn.Cell):
         self.swapping = Tensor(swap_matrix(self.channels)).astype(self.dtype)
         self.split = SplitWithSize()
         self.product = ops.MatMul()
-        self.mixed = Mix(self.heads, self.groups, self.layer_scale)
+        self.mixed = Mix(self.heads, self.groups, self.channels, self.layer_scale)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
 

@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, initializer
 
 from glm2.config import ModelConfig
-from glm2.fused import SwiGlu
+from glm2.fused import RootMeanSquare, SwiGlu
 
 ROTARY_BASE = 10000.0
 
@@ -54,15 +54,15 @@ class RMSNorm(nn.Cell):
 
     def __init__(self, size: int, config: ModelConfig) -> None:
         super().__init__()
-        self.eps = config.layernorm_epsilon
+        self.size = size
         self.dtype = float_type(config.compute_dtype)
         self.weight = new_weight((size,), float_type(config.param_init_type), "ones")
-        self.mean = ops.ReduceMean(keep_dims=True)
+        self.norm = RootMeanSquare(size, config.layernorm_epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
-        x = x.astype(ms.float32)
-        x = x * ops.rsqrt(self.mean(ops.square(x), -1) + self.eps)
-        return (x * self.weight.astype(ms.float32)).astype(self.dtype)
+        flat = x.reshape((-1, self.size)).astype(ms.float32)
+        normed, _ = self.norm(flat, self.weight.astype(ms.float32))
+        return normed.reshape(x.shape).astype(self.dtype)
 
 
 class MLP(nn.Cell):
@@ -76,7 +76,8 @@ class MLP(nn.Cell):
         self.dense_4h_to_h = Linear(self.ffn, config.hidden_size, config)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.gate(self.dense_h_to_4h(x)))  # [B, T, 2F] -> [B, T, F]
+        inner, _ = self.gate(self.dense_h_to_4h(x))  # [B, T, 2F] -> [B, T, F]
+        return self.dense_4h_to_h(inner)
 
 
 def rotary_table(positions: int, kv_channels: int) -> Tuple[np.ndarray, np.ndarray]:
