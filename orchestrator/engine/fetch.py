@@ -40,7 +40,7 @@ def fetch_files(
 
     def fetch(source: Source, mine: List[CheckpointFile]) -> List[CollectedFile]:
         for file in mine:
-            folder.part(file.rank, file.name).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder.part(file.rank, file.name).parent)
         if source.shared_dir is not None:
             return _link(source, source.shared_dir, folder, mine, changed, meter)
         return _fetch(source, folder, mine, changed, meter)
@@ -156,7 +156,10 @@ class _GrowingFile:
     def end(self, digest: Digest) -> None:
         self.sha256, self.expected = digest
         if self.is_good:
-            os.fsync(self._descriptor)
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise _cannot_write(self._path, error) from error
         else:
             self._meter.here(-self._at)
             self._path.unlink()
@@ -173,6 +176,13 @@ def _opened_for_growth(path: Path) -> int:
         path.unlink()
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
 

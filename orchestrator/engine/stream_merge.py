@@ -99,6 +99,11 @@ def merge_from_hosts(
         return _finished(dst, choice, checkpoint, work, arrived)
     except CheckpointError as error:
         raise outline.renamed(error, choice) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write in {dst.parent}: {error.strerror}",
+            hint="free some space, or choose another folder with --out",
+        ) from error
     finally:
         outline.remove()
 

@@ -101,15 +101,6 @@ class Transport(Protocol):
         """
         ...
 
-    def get(self, path: str, dest: Path, *, offset: int = 0) -> int:
-        """Append the bytes of the host's file ``path`` from ``offset`` to the local file ``dest``
-        (truncated to ``offset`` first); return the number of bytes received.
-
-        Raises HostNotReady when the file cannot be read there or ``dest`` not be written here.
-        After a TransportError ``dest`` keeps what has arrived: continue from its size.
-        """
-        ...
-
     def stream(self, argv: Sequence[str]) -> Stream:
         """Start ``argv`` and hand out its standard output as it arrives."""
         ...

@@ -1,4 +1,4 @@
-"""Files to and from a host, over whatever can run a command there. Shared by all transports."""
+"""Files to a host, over whatever can run a command there. Shared by all transports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence
 
 from orchestrator.errors import HostNotReady, OrchError, SpecError
-from orchestrator.transport.base import Completed, RemoteFile, Stream
+from orchestrator.transport.base import Completed, RemoteFile
 
 Exchange = Callable[[Sequence[str], Iterable[bytes], Optional[float]], Completed]
 """Run a command, feed it chunks, wait at most so many seconds: ``run`` with a streamed input."""
@@ -46,47 +46,6 @@ def put_files(
         raise HostNotReady(answer["error"]["message"], hint=answer["error"]["hint"], host=host)
     if answer["sha256"] != outgoing.sha256:
         raise HostNotReady(f"the files below {dest} do not have the content sent", host=host)
-
-
-def get_file(
-    stream: Callable[[Sequence[str]], Stream], *, host: str, path: str, dest: Path, offset: int
-) -> int:
-    """Append the host's file ``path`` from ``offset`` on to ``dest``, cut to ``offset`` first.
-
-    Returns the bytes received. When the connection is lost (TransportError), what has arrived
-    stays in ``dest``: continue from its size. Raises HostNotReady when the host cannot read the
-    file or this machine cannot write ``dest``.
-    """
-    received = 0
-    is_new = not dest.exists()
-    try:
-        with open(dest, "w+b" if is_new else "r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < offset:
-                raise ValueError(f"{dest} holds {size} bytes: cannot continue from {offset}")
-            file.truncate(offset)
-            file.seek(offset)
-            source = stream(["env", "LC_ALL=C", "tail", "-c", f"+{offset + 1}", "--", path])
-            try:
-                for chunk in source:
-                    file.write(chunk)
-                    received += len(chunk)
-            finally:
-                source.close()
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as failure:
-        raise HostNotReady(
-            f"cannot write {dest} on this machine: {failure.strerror}",
-            hint="free some space or choose another folder",
-            host=host,
-        ) from failure
-    if source.exit_status != 0:
-        if is_new and not received:
-            dest.unlink()
-        reason = _last_line(source.stderr) or f"tail ended with {source.exit_status}"
-        raise HostNotReady(f"cannot read {path}: {reason.split(': ')[-1]}", host=host)
-    return received
 
 
 class _Outgoing:

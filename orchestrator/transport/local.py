@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import threading
-from pathlib import Path
 from typing import IO, Iterable, Iterator, List, Optional, Sequence, cast
 
 from orchestrator.errors import HostTimeout, HostUnreachable
 from orchestrator.transport.base import Completed, RemoteFile, Stream
-from orchestrator.transport.files import get_file, put_files
+from orchestrator.transport.files import put_files
 from orchestrator.transport.pipes import CHUNK, STDERR_TAIL, Collector, Feeder
 
 _TERM_GRACE_S = 2.0
@@ -41,9 +40,6 @@ class LocalTransport:
 
     def put(self, files: Sequence[RemoteFile], dest: str) -> None:
         put_files(self._exchange, host=self.name, python=self._python, files=files, dest=dest)
-
-    def get(self, path: str, dest: Path, *, offset: int = 0) -> int:
-        return get_file(self.stream, host=self.name, path=path, dest=dest, offset=offset)
 
     def stream(self, argv: Sequence[str]) -> Stream:
         with self._lock:

@@ -7,7 +7,6 @@ import shlex
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Sequence
 
 import paramiko
@@ -15,7 +14,7 @@ import paramiko
 from orchestrator.errors import HostTimeout, HostUnreachable, TransportError
 from orchestrator.inventory import Host
 from orchestrator.transport.base import Completed, RemoteFile, Stream
-from orchestrator.transport.files import get_file, put_files
+from orchestrator.transport.files import put_files
 from orchestrator.transport.handshake import drop_connection, open_connection
 from orchestrator.transport.pipes import CHUNK, STDERR_TAIL, Collector, Feeder
 
@@ -51,10 +50,6 @@ class SshTransport:
     def put(self, files: Sequence[RemoteFile], dest: str) -> None:
         python = self._host.python
         put_files(self._exchange, host=self.name, python=python, files=files, dest=dest)
-
-    def get(self, path: str, dest: Path, *, offset: int = 0) -> int:
-        with self._sessions:
-            return get_file(self.stream, host=self.name, path=path, dest=dest, offset=offset)
 
     def stream(self, argv: Sequence[str]) -> Stream:
         return SshStream(self.name, argv, self._start(argv))

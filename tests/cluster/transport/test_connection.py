@@ -110,22 +110,6 @@ def test_a_stream_cut_in_the_middle(cluster: Loopback, host: Host, transport: Tr
     assert stream.exit_status is None
 
 
-def test_a_get_cut_in_the_middle_keeps_what_came(
-    cluster: Loopback, host: Host, transport: Transport, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A fake ``tail`` on the host's PATH sends half and then kills its session."""
-    folder = tmp_path_factory.mktemp("get")
-    (folder / "there").write_bytes(b"0123456789")
-    tail = cluster.path_dir(host) / "tail"
-    cluster.add_tool(host, "tail", f"#!/bin/sh\nprintf 01234\nsleep 0.2\n{KILL_SESSION}\n")
-    with pytest.raises(HostUnreachable, match="connection lost"):
-        transport.get(f"{folder}/there", folder / "here")
-    assert (folder / "here").read_bytes() == b"01234"
-    tail.unlink()
-    assert transport.get(f"{folder}/there", folder / "here", offset=5) == 5
-    assert (folder / "here").read_bytes() == b"0123456789"
-
-
 def test_a_host_that_goes_and_comes_back(
     cluster: Loopback, host: Host, transport: Transport
 ) -> None:

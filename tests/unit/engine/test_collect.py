@@ -15,7 +15,14 @@ import pytest
 from orchestrator.checkpoints.merge import merge
 from orchestrator.engine.catalogue import Source
 from orchestrator.engine.collect import collect
-from orchestrator.errors import Busy, CheckpointError, HostNotReady, HostUnreachable, OrchError
+from orchestrator.errors import (
+    Busy,
+    CheckpointError,
+    HostErrors,
+    HostNotReady,
+    HostUnreachable,
+    OrchError,
+)
 from orchestrator.transport.base import Completed, Stream
 from orchestrator.transport.pace import Pace
 from tests.unit.checkpoints.sets import Whole, whole
@@ -385,6 +392,28 @@ def test_no_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         collect(cluster.sources, out=cluster.out, with_merge=True)
     assert "--stream" in caught.value.hint
     collect(cluster.sources, out=cluster.out)
+
+
+def test_a_disk_that_fills_up_on_the_way(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.engine.fetch.write", full)
+        with pytest.raises(HostErrors) as caught:
+            collect(cluster.sources, out=cluster.out)
+    assert caught.value.exit_status == 10
+    assert all("No space left on device" in str(error) for error in caught.value.errors)
+    collect(cluster.sources, out=cluster.out)
+    assert_collected(cluster, MODEL, "1_4")
+
+
+def test_a_folder_that_cannot_be_made(cluster: Cluster) -> None:
+    (cluster.out / ".incoming").parent.mkdir()
+    (cluster.out / ".incoming").write_bytes(b"a file")
+    with pytest.raises(HostErrors) as caught:
+        collect(cluster.sources, out=cluster.out)
+    assert "cannot write" in str(caught.value.errors[0])
 
 
 def test_the_last_steps_are_kept(cluster: Cluster) -> None:

@@ -333,6 +333,12 @@ def test_a_file_that_changes_after_it_was_listed(cluster: Cluster) -> None:
         merge_from_hosts(cluster.sources, cluster.out / "m.ckpt")
 
 
+def test_a_folder_that_cannot_be_written(cluster: Cluster) -> None:
+    (cluster.root / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"cannot write in .*/file: Not a directory"):
+        merge_from_hosts(cluster.sources, cluster.root / "file" / "m.ckpt")
+
+
 def test_texts_come_along(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, model=MODEL, stages=[MP])
     note = raw_record("note", [0], "str", ("long text " * 200).encode("utf-32-le"))
