@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, cast
@@ -16,6 +17,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from orchestrator.checkpoints.catalogue import CheckpointFile, checkpoint_file
 from orchestrator.errors import CheckpointError, HostNotReady, one_error
 from orchestrator.transport.base import Streams, Transport
+from orchestrator.transport.local import LocalTransport
 from orchestrator.transport.pool import fan_out
 
 T = TypeVar("T")
@@ -41,7 +43,17 @@ class Source:
 
     @property
     def ways(self) -> Tuple[Streams, ...]:
+        """Ways to start the sender; where its files are shared, it runs here."""
+        if self.shared_dir is not None:
+            return (LocalTransport(self.name, python=sys.executable).stream,)
         return self.streams or (self.transport.stream,)
+
+    @property
+    def sender(self) -> Tuple[str, str]:
+        """Python and run folder for the sender, at the end of ``ways``."""
+        if self.shared_dir is not None:
+            return sys.executable, self.shared_dir
+        return self.python, self.run_dir
 
     @property
     def distance(self) -> int:
@@ -110,6 +122,8 @@ def list_checkpoints(source: Source) -> Listing:
             rank, name = entry["rank"], _safe_name(source, entry["name"])
             if rank not in source.ranks:
                 raise ValueError(f"a file of rank {rank}, which does not run there")
+            if int(entry["size"]) < 0:
+                raise ValueError(f"{name} of {entry['size']} bytes")
             path = f"{source.run_dir}/output/checkpoint/rank_{rank}/{name}"
             file = checkpoint_file(rank, path, size=int(entry["size"]), host=source.name)
             if file is not None:

@@ -145,7 +145,7 @@ def receive(source: Source, parts: Sequence[Tuple[Part, Sink]], meter: Meter) ->
             asked = asked[: len(asked) // 2]
             argument = _request(source, asked)
         try:
-            stream = ways[0]([source.python, "-I", "-c", _BOOT, _program(), argument])
+            stream = ways[0]([source.sender[0], "-I", "-c", _BOOT, _program(), argument])
             inbox = _Inbox(source, stream)
             try:
                 inbox.skip_noise()
@@ -262,7 +262,7 @@ def _request(source: Source, asked: Asked) -> str:
         }
         for part, _, skip in asked
     ]
-    request = {"folder": f"{source.run_dir}/output/checkpoint", "parts": parts}
+    request = {"folder": f"{source.sender[1]}/output/checkpoint", "parts": parts}
     return _packed(json.dumps(request, separators=(",", ":")).encode())
 
 

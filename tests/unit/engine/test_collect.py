@@ -272,7 +272,12 @@ def test_a_hostile_file_name_is_refused(cluster: Cluster, name: object) -> None:
 
 @pytest.mark.parametrize(
     "stdout",
-    [b"", b"{", b"[]", b"null\n", b'{"files":[{}],"strategy":[]}', b'{"files":3,"strategy":[]}'],
+    [
+        *(b"", b"{", b"[]", b"null\n"),
+        b'{"files":[{}],"strategy":[]}',
+        b'{"files":3,"strategy":[]}',
+        b'{"files":[{"rank":2,"name":"g-1_4.ckpt","size":-1,"mtime_ns":1}],"strategy":[]}',
+    ],
 )
 def test_an_answer_that_makes_no_sense(cluster: Cluster, stdout: bytes) -> None:
     cluster.transports[1].on_run = lambda argv: Completed(0, stdout, b"")

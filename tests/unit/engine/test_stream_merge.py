@@ -348,7 +348,14 @@ def test_texts_come_along(tmp_path: Path) -> None:
     assert index_file(report.output).metadata["note"] == "long text " * 200
 
 
-def test_a_shared_file_system_and_a_way_of_its_own(cluster: Cluster) -> None:
-    sources = [replace(source, shared_dir=source.run_dir) for source in cluster.sources]
+def test_a_shared_file_system_is_read_in_place(cluster: Cluster) -> None:
+    """No host sends anything; where the controller sees the files need not be their path there."""
+    elsewhere = cluster.root / "mount"
+    elsewhere.mkdir()
+    sources = []
+    for source in cluster.sources:
+        (elsewhere / source.name).symlink_to(source.run_dir)
+        sources.append(replace(source, shared_dir=str(elsewhere / source.name)))
     ours = merge_from_hosts(sources, cluster.out / "m.ckpt").output.read_bytes()
+    assert cluster.sent() == []
     assert ours == collected_and_merged(cluster, "m.ckpt").read_bytes()
