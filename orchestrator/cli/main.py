@@ -25,6 +25,7 @@ from orchestrator.cli import (
     preflight,
     ranktable,
     runs,
+    schedule,
     status,
     stop,
 )
@@ -59,6 +60,7 @@ for command in (
     ckpt.merge_ckpt,
     ckpt.ckpt,
     runs.runs,
+    schedule.schedule,
 ):
     cli.add_command(command)
 

@@ -25,7 +25,13 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # the files are shell, not HTML: every value passes a quoting filter
     )
     environment.filters.update(
-        quoted=shlex.quote, words=_words, exports=_exports, prepends=_prepends
+        quoted=shlex.quote,
+        words=_words,
+        exports=_exports,
+        prepends=_prepends,
+        crontab_words=_crontab_words,
+        unit_words=_unit_words,
+        unit_path=_unit_path,
     )
     return environment
 
@@ -44,3 +50,18 @@ def _prepends(paths: Iterable[Tuple[str, str]]) -> str:
     return "\n".join(
         f'export {name}={shlex.quote(folder)}"${{{name}:+:${name}}}"' for name, folder in paths
     )
+
+
+def _crontab_words(argv: Iterable[str]) -> str:
+    """Words of a command in a crontab, where ``%`` would be the end of the line."""
+    return _words(argv).replace("%", r"\%")
+
+
+def _unit_words(argv: Iterable[str]) -> str:
+    """Words of ``ExecStart=``: quoted, with the characters that systemd expands doubled."""
+    return " ".join(f'"{_unit_path(word).replace("$", "$$")}"' for word in argv)
+
+
+def _unit_path(text: str) -> str:
+    """A path in a unit: ``%`` is a specifier, and backslash and quote are escaped."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
