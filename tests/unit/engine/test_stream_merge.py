@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
@@ -346,6 +348,43 @@ def test_texts_come_along(tmp_path: Path) -> None:
         cluster.file(rank).write_bytes(cluster.file(rank).read_bytes() + note)
     report = merge_from_hosts(cluster.sources, tmp_path / "m.safetensors")
     assert index_file(report.output).metadata["note"] == "long text " * 200
+
+
+MEASURED = """
+import sys
+from orchestrator.engine.catalogue import Source
+from orchestrator.engine.stream_merge import merge_from_hosts
+from orchestrator.transport.local import LocalTransport
+from pathlib import Path
+peak = 0
+def look(done, total):
+    global peak
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon:"):
+            peak = max(peak, int(line.split()[1]))
+root = Path(sys.argv[1])
+transports = [LocalTransport(f"node{i}", python=sys.executable) for i in range(2)]
+sources = [
+    Source(t, sys.executable, str(root / t.name), (2 * i, 2 * i + 1))
+    for i, t in enumerate(transports)
+]
+merge_from_hosts(sources, root / "m.ckpt", progress=look)
+for transport in transports:
+    transport.close()
+print(peak)
+"""
+
+
+def test_memory_stays_small_whatever_the_size(tmp_path: Path) -> None:
+    model = {f"w{i}": whole("Float32", (2048, 2048), i) for i in range(6)}  # 16 MiB each
+    cut = {f"w{i}": split((2, 2), *((-1, 0) if i % 2 else (0, -1)), opt=(2, 2)) for i in range(6)}
+    cluster = Cluster(tmp_path, cut, model=model)
+    argv = [sys.executable, "-c", MEASURED, str(tmp_path)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 64 << 10  # KiB
+    merged = (tmp_path / "m.ckpt").read_bytes()
+    assert all(tensor.values.tobytes() in merged for tensor in model.values())
+    cluster.close()
 
 
 def test_a_shared_file_system_is_read_in_place(cluster: Cluster) -> None:
