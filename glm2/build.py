@@ -8,27 +8,30 @@ from typing import Optional
 import mindspore as ms
 
 from glm2.checkpoint import load_weights
+from glm2.division import check_divisible, division_of
 from glm2.errors import CheckpointError
 from glm2.lora import add_adapters, load_adapted, merge
 from glm2.metrics import say, warn
 from glm2.model import Glm2
+from glm2.parallel import ONE_RANK, Layout
 from glm2.settings import Settings
+from glm2.tensor_parallel import divided
 
 
-def build_model(settings: Settings, weights: Optional[Path]) -> Glm2:
-    """The network with the weights of a file, or fresh ones.
+def build_model(settings: Settings, weights: Optional[Path], layout: Layout = ONE_RANK) -> Glm2:
+    """This rank's part of the network with the weights of a file, or fresh ones.
 
     With ``pet_config`` it has adapters. For eval and predict they are merged into the weights:
     each token then costs what it costs without LoRA.
     """
+    check_divisible(
+        settings.model, layout.model_parallel, vocab_emb_dp=settings.parallel.vocab_emb_dp
+    )
     training = settings.run_mode in ("train", "finetune")
     # The same seed on all ranks: they begin with the same weights.
     ms.set_seed(settings.seed)
     model = Glm2(settings.model)
     add_adapters(model)
-    if settings.recompute and training:
-        for layer in model.transformer.encoder.layers:
-            layer.recompute()
     if weights and settings.model.pet_config:
         base = settings.model.checkpoint_name_or_path
         say(f"loaded {load_adapted(model, weights, base)}")
@@ -43,6 +46,11 @@ def build_model(settings: Settings, weights: Optional[Path]) -> Glm2:
         adapters = sum(p.size for p in model.trainable_params())
         frozen = sum(p.size for p in model.get_parameters()) - adapters
         say(f"LoRA: {adapters:,} parameters are trained, {frozen:,} are frozen")
+    if layout.model_parallel > 1:
+        model = divided(model, division_of(settings, layout), layout)
+    if settings.recompute and training:
+        for layer in model.transformer.encoder.layers:
+            layer.recompute()
     return model
 
 

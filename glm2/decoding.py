@@ -52,7 +52,7 @@ class CachedForward(nn.Cell):
         turn, mask = net.place_cached(slots, padding, self.columns)
         rows = (self.pages + slots.reshape((1, -1))).reshape((-1,))  # [B·G·T]
         x = net.encoder.extend(net.embedding(ids), turn, mask, rows, self.keys, self.values)
-        logits = net.output_layer(x[:, -1]).astype(ms.float32)
+        logits = net.logits(x[:, -1])
         return _best(logits), logits, start + ids.shape[1]
 
 
@@ -69,7 +69,7 @@ class WholeForward(nn.Cell):
         net = self.transformer
         cos, sin, hidden = net.place(self.columns, padding, self.columns)
         x = net.encoder(net.embedding(ids), cos, sin, hidden)
-        logits = net.output_layer(ops.gather(x, last, 1)).astype(ms.float32)
+        logits = net.logits(ops.gather(x, last, 1))
         return _best(logits), logits
 
 

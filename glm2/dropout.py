@@ -22,6 +22,8 @@ class Dropout(nn.Cell):
     def __init__(self, p: float, place: int) -> None:
         super().__init__()
         self.p, self.place = p, place
+        self.first_column = 0
+        """Number of the first column, where a rank has a part of them."""
         # Numbers from here up are kept: a hash is an int32, all of them as likely.
         self.least_kept = round((p - 0.5) * 2.0**32)
         # Not as an attribute of the cell, which would make it a weight of the network.
@@ -32,7 +34,7 @@ class Dropout(nn.Cell):
         if not self.training or self.p == 0.0:
             return x
         row = _hash(ops.arange(x.shape[0]).astype(ms.int32) + self.seed + self.place)
-        column = _hash(ops.arange(x.shape[1]).astype(ms.int32) - self.place)
+        column = _hash(ops.arange(x.shape[1]).astype(ms.int32) + (self.first_column - self.place))
         drawn = _hash(row.reshape((-1, 1)) + column.reshape((1, -1)))
         return x * (drawn >= self.least_kept).astype(x.dtype) / (1.0 - self.p)
 

@@ -36,16 +36,22 @@ class Linear(nn.Cell):
         self.add_bias = ops.BiasAdd()
         self.adapter: Optional[nn.Cell] = None
         """What LoRA adds to the output; see lora.py."""
+        self.enter: Optional[nn.Cell] = None
+        self.leave: Optional[nn.Cell] = None
+        """What ranks that share the layer do to its input and output; see tensor_parallel.py."""
 
     def construct(self, x: Tensor) -> Tensor:
         shape = x.shape
+        own = x if self.enter is None else self.enter(x)
         # A plain 2-D product is the fast path on every backend: [B, T, in] -> [B·T, in].
         y = self.matmul(
-            x.reshape((-1, self.inputs)).astype(self.dtype), self.weight.astype(self.dtype)
+            own.reshape((-1, self.inputs)).astype(self.dtype), self.weight.astype(self.dtype)
         )
         if self.has_bias:
             y = self.add_bias(y, self.bias.astype(self.dtype))
         y = y.reshape((*shape[:-1], self.outputs))  # [B·T, out] -> [B, T, out]
+        if self.leave is not None:
+            y = self.leave(y)
         return y if self.adapter is None else y + self.adapter(x)
 
 

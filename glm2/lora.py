@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -39,12 +40,16 @@ class Adapter(nn.Cell):
         self.up = Parameter(initializer("zeros", (self.outputs, lora.lora_rank), ms.float32), UP)
         self.dropout = Dropout(lora.lora_dropout, place)
         self.matmul = ops.MatMul(transpose_b=True)
+        self.between: Optional[nn.Cell] = None
+        """What ranks that share the layer do between the halves; see tensor_parallel.py."""
 
     def construct(self, x: Tensor) -> Tensor:
         """``x`` [.., in] -> [.., out], in the compute type."""
         shape = x.shape
         x = self.dropout(x.reshape((-1, self.inputs)).astype(self.dtype))
         x = self.matmul(x, self.down.astype(self.dtype))  # [B·T, rank]
+        if self.between is not None:
+            x = self.between(x)
         x = self.matmul(x, self.up.astype(self.dtype)) * self.scale
         return x.reshape((*shape[:-1], self.outputs))
 

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens a row, S tokens in the cache, H hidden size, V vocabula
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -27,6 +27,8 @@ class Glm2(nn.Cell):
         self.transformer = Transformer(config)
         self.generators: Dict[int, Any] = {}
         """What ``generate`` keeps between calls: see ``glm2.generate.continue_prompts``."""
+        self.cross_entropy: nn.Cell = CrossEntropy()
+        """Of ``loss_by``; ranks that share the vocabulary have one of their own."""
 
     def construct(self, input_ids: Tensor) -> Tensor:
         """Logits [B, T, V] of each next token, from ``input_ids`` [B, T]; positions from 0.
@@ -58,6 +60,8 @@ class Transformer(nn.Cell):
         self.embedding = Embedding(config)
         self.encoder = Encoder(config)
         self.output_layer = Linear(config.hidden_size, config.padded_vocab_size, config)
+        self.gather_logits: Optional[nn.Cell] = None
+        """What ranks that share the vocabulary do for generation; see tensor_parallel.py."""
 
     def construct(self, input_ids: Tensor) -> Tensor:
         length = input_ids.shape[1]
@@ -66,6 +70,11 @@ class Transformer(nn.Cell):
         x = self.embedding(input_ids)
         x = self.encoder(x, cos, sin, self.not_causal[:length, :length])
         return self.output_layer(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of the whole vocabulary, float32, from what the encoder gives: [.., H] -> [.., V]."""
+        logits = self.output_layer(x).astype(ms.float32)
+        return logits if self.gather_logits is None else self.gather_logits(logits)
 
     def place(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Rotary tables and mask of left-padded rows.
@@ -115,8 +124,12 @@ class Embedding(nn.Cell):
             Normal(config.initializer_range),
             name="embedding_table",
         )
+        self.shared: Optional[nn.Cell] = None
+        """How ranks that share the rows look tokens up; see tensor_parallel.py."""
 
     def construct(self, input_ids: Tensor) -> Tensor:
+        if self.shared is not None:
+            return self.shared(self.embedding_table, input_ids).astype(self.dtype)
         return ops.gather(self.embedding_table, input_ids, 0).astype(self.dtype)
 
 
@@ -196,12 +209,17 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     token, predicted by the last token of the prompt, is learned (as ChatGLM2's reference
     does).
     """
+    return loss_by(_CROSS_ENTROPY, logits, labels)
+
+
+def loss_by(cross_entropy: nn.Cell, logits: Tensor, labels: Tensor) -> Tensor:
+    """``next_token_loss`` by the ``cross_entropy`` of a network."""
     logits = logits.reshape((-1, logits.shape[-1])).astype(ms.float32)  # [B·T, V]
     # The labels move instead of the logits, which are far larger; the last token has none.
     none = ops.full_like(labels[:, :1], IGNORED_LABEL)
     labels = ops.concat((labels[:, 1:], none), 1).reshape((-1,))  # [B·T]
     counts = (labels != IGNORED_LABEL).astype(ms.float32)
-    return _CROSS_ENTROPY(logits, ops.maximum(labels, 0), counts)
+    return cross_entropy(logits, ops.maximum(labels, 0), counts)
 
 
 _CROSS_ENTROPY = CrossEntropy()

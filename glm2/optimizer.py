@@ -21,11 +21,17 @@ class AdamW(nn.Cell):
     correction: it is put into learning rate, epsilon and decay, which gives the same update.
     """
 
-    def __init__(self, weights: Sequence[Parameter], settings: Optimizer) -> None:
+    def __init__(
+        self, weights: Sequence[Parameter], settings: Optimizer, shares: Sequence[int] = ()
+    ) -> None:
+        """``shares`` are the numbers of pieces along axis 0 that each weight's state is cut into,
+        of which this rank has one; none are."""
         super().__init__(auto_prefix=False)
         self.weights = ParameterTuple(weights)
-        self.m = ParameterTuple([_moment("adam_m", w) for w in weights])
-        self.v = ParameterTuple([_moment("adam_v", w) for w in weights])
+        self.shares = tuple(shares) or (1,) * len(weights)
+        both = list(zip(weights, self.shares))
+        self.m = ParameterTuple([_moment("adam_m", w, share) for w, share in both])
+        self.v = ParameterTuple([_moment("adam_v", w, share) for w, share in both])
         self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
         on_cpu = ms.get_context("device_target") == "CPU"
         self.fused = tuple(on_cpu and w.dtype == ms.float32 for w in weights)
@@ -34,33 +40,48 @@ class AdamW(nn.Cell):
 
     def construct(self, gradients: Tuple[Tensor, ...], lr: Tensor, updates: Tensor) -> bool:
         """One update, the ``updates``-th (from 1, float32 scalar), with learning rate ``lr``."""
-        correct1 = 1.0 - ops.pow(self.beta1, updates)
-        correct2 = 1.0 - ops.pow(self.beta2, updates)
-        # m/c1 / (sqrt(v/c2) + eps) is root/c1 · m / (sqrt(v) + eps·root) with root = sqrt(c2).
-        root = ops.sqrt(correct2)
-        fused_lr, fused_eps = lr * root / correct1, root * self.eps
+        correct = self.corrections(updates)
         for i in range(len(gradients)):
-            if self.fused[i]:
-                decay = self.decay[i] * correct1 / root
-                self.kernel(
-                    self.weights[i], self.m[i], self.v[i],
-                    fused_lr, self.beta1, self.beta2, fused_eps, decay, gradients[i],
-                )  # fmt: skip
-                continue
-            g = gradients[i].astype(ms.float32)
-            m = self.m[i] * self.beta1 + g * (1.0 - self.beta1)
-            v = self.v[i] * self.beta2 + ops.square(g) * (1.0 - self.beta2)
-            weight = self.weights[i].astype(ms.float32)
-            step = (m / correct1) / (ops.sqrt(v / correct2) + self.eps) + self.decay[i] * weight
-            ops.assign(self.weights[i], (weight - lr * step).astype(self.weights[i].dtype))
-            ops.assign(self.m[i], m)
-            ops.assign(self.v[i], v)
+            self.update(i, gradients[i], lr, correct)
         return True
 
+    def corrections(self, updates: Tensor) -> Tuple[Tensor, Tensor]:
+        """What the moments of the ``updates``-th update are divided by."""
+        return 1.0 - ops.pow(self.beta1, updates), 1.0 - ops.pow(self.beta2, updates)
 
-def _moment(prefix: str, weight: Parameter) -> Parameter:
+    def update(self, i: int, gradient: Tensor, lr: Tensor, correct: Tuple[Tensor, Tensor]) -> bool:
+        """Change weight number ``i`` and its moments."""
+        if not self.fused[i]:
+            weight = self.weights[i]
+            ops.assign(weight, self.moved(i, weight, gradient, lr, correct))
+            return True
+        # m/c1 / (sqrt(v/c2) + eps) is root/c1 · m / (sqrt(v) + eps·root) with root = sqrt(c2).
+        root = ops.sqrt(correct[1])
+        self.kernel(
+            self.weights[i], self.m[i], self.v[i], lr * root / correct[0], self.beta1, self.beta2,
+            root * self.eps, self.decay[i] * correct[0] / root, gradient,
+        )  # fmt: skip
+        return True
+
+    def moved(
+        self, i: int, weight: Tensor, gradient: Tensor, lr: Tensor, correct: Tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Weight number ``i``, or the piece of it whose moments are here, after the update of the
+        moments."""
+        g = gradient.astype(ms.float32)
+        m = self.m[i] * self.beta1 + g * (1.0 - self.beta1)
+        v = self.v[i] * self.beta2 + ops.square(g) * (1.0 - self.beta2)
+        full = weight.astype(ms.float32)
+        step = (m / correct[0]) / (ops.sqrt(v / correct[1]) + self.eps) + self.decay[i] * full
+        ops.assign(self.m[i], m)
+        ops.assign(self.v[i], v)
+        return (full - lr * step).astype(weight.dtype)
+
+
+def _moment(prefix: str, weight: Parameter, share: int) -> Parameter:
+    shape = (weight.shape[0] // share, *weight.shape[1:])
     return Parameter(
-        ops.zeros(weight.shape, ms.float32), name=f"{prefix}.{weight.name}", requires_grad=False
+        ops.zeros(shape, ms.float32), name=f"{prefix}.{weight.name}", requires_grad=False
     )
 
 

@@ -1,4 +1,4 @@
-"""How ranks divide the work, and the collectives between them: the only place that knows.
+"""How ranks divide the work, how a process becomes one of them, and what they tell each other.
 
 On CPU the ranks form MindSpore's dynamic cluster (variables MS_*), on Ascend they are
 named by a rank table or by a dynamic cluster. One process needs neither.
@@ -9,17 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Iterator, List, Mapping, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from glm2.errors import ConfigError, Glm2Error, LostRank, UsageError
 from glm2.settings import Device, Parallel
-
-BUCKET_ELEMENTS = 1 << 22
-"""Gradients are added up across ranks in flat pieces of at most so many numbers, or one weight."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,8 @@ class Layout:
     rank: int = 0
     data_parallel: int = 1
     model_parallel: int = 1
+    optimizer_shard: bool = False
+    """Whether the ranks with the same weights share the optimizer's state."""
 
     @property
     def world_size(self) -> int:
@@ -38,6 +37,14 @@ class Layout:
     def data_rank(self) -> int:
         """Which share of the rows this rank takes."""
         return self.rank // self.model_parallel
+
+    @property
+    def model_rank(self) -> int:
+        """Which share of the layers this rank has."""
+        return self.rank % self.model_parallel
+
+
+ONE_RANK = Layout()
 
 
 def layout_of(
@@ -56,12 +63,6 @@ def layout_of(
                 hint="leave --use_parallel out, or start one process without RANK_SIZE",
             )
         return Layout()
-    if parallel.model_parallel != 1:
-        raise ConfigError(
-            f"parallel_config.model_parallel is {parallel.model_parallel}; glm2 cannot divide "
-            "layers among ranks yet",
-            hint="--set parallel_config.model_parallel=1, with data_parallel=0 for all ranks",
-        )
     data_parallel = parallel.data_parallel or max(world // parallel.model_parallel, 1)
     if data_parallel * parallel.model_parallel != world:
         raise ConfigError(
@@ -70,7 +71,8 @@ def layout_of(
             hint=f"start {data_parallel * parallel.model_parallel} ranks, or give --set "
             "parallel_config.data_parallel=0 to use all; one process: --use_parallel False",
         )
-    return Layout(rank, data_parallel, parallel.model_parallel)
+    shard = parallel.optimizer_shard and data_parallel > 1
+    return Layout(rank, data_parallel, parallel.model_parallel, shard)
 
 
 _started: List[Tuple[Device, Layout]] = []
@@ -124,67 +126,6 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
     _started.append((device, layout))
 
 
-class SumOverRanks(nn.Cell):
-    """The sum of a tensor over the data-parallel ranks; itself on a single one."""
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self.alone = layout.data_parallel == 1
-        if not self.alone:
-            self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x if self.alone else self.all_reduce(x)
-
-
-class SumGradients(nn.Cell):
-    """The sum of each gradient over the data-parallel ranks, sent in few large pieces.
-
-    ``shapes`` are those of the gradients, in order.
-    """
-
-    def __init__(self, layout: Layout, shapes: Sequence[Tuple[int, ...]]) -> None:
-        super().__init__()
-        self.alone = layout.data_parallel == 1
-        self.add_up = SumOverRanks(layout)
-        self.shapes = tuple(tuple(shape) for shape in shapes)
-        self.buckets = tuple(buckets([int(np.prod(shape)) for shape in shapes]))
-
-    def construct(self, gradients: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
-        if self.alone:
-            return gradients
-        result = ()
-        for first, last in self.buckets:
-            flat = ()
-            for i in range(first, last):
-                flat = (*flat, gradients[i].astype(ms.float32).reshape((-1,)))
-            total = self.add_up(ops.concat(flat))
-            offset = 0
-            for i in range(first, last):
-                size = flat[i - first].shape[0]
-                result = (*result, total[offset : offset + size].reshape(self.shapes[i]))
-                offset += size
-        return result
-
-
-def buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:
-    """Half-open ranges of neighbours whose sizes add up to at most ``limit``, or single ones.
-
-    >>> buckets([2, 2, 2, 9, 1], limit=5)
-    [(0, 2), (2, 3), (3, 4), (4, 5)]
-    """
-    ranges: List[Tuple[int, int]] = []
-    first, total = 0, 0
-    for i, size in enumerate(sizes):
-        if i > first and total + size > limit:
-            ranges.append((first, i))
-            first, total = i, 0
-        total += size
-    if sizes:
-        ranges.append((first, len(sizes)))
-    return ranges
-
-
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Turns the loss of another rank, which MindSpore notices by its heartbeat, into a sentence."""
@@ -207,7 +148,7 @@ def together() -> Iterator[None]:
 def meet(layout: Layout) -> None:
     """Wait until all ranks are here. A rank that ends without the others crashes them."""
     if layout.world_size > 1:
-        SumOverRanks(layout)(Tensor(np.ones(1, np.float32))).asnumpy()
+        _world_sum(np.ones(1, np.float32))
 
 
 def steps_of_ranks(layout: Layout, step: Tuple[int, int]) -> List[Tuple[int, int]]:
@@ -217,8 +158,32 @@ def steps_of_ranks(layout: Layout, step: Tuple[int, int]) -> List[Tuple[int, int
     # An all-gather, as a sum of vectors that are 0 elsewhere. float32 counts to 16 million.
     told = np.zeros((layout.world_size, 2), np.float32)
     told[layout.rank] = step
-    total = ops.AllReduce(ops.ReduceOp.SUM)(Tensor(told)).asnumpy()
-    return [(int(epoch), int(number)) for epoch, number in total]
+    return [(int(epoch), int(number)) for epoch, number in _world_sum(told)]
+
+
+def texts_of_ranks(layout: Layout, text: str) -> List[str]:
+    """The text that each rank calls this with, in order of the ranks."""
+    if layout.world_size == 1:
+        return [text]
+    own = np.frombuffer(text.encode("utf-8"), np.uint8)
+    sizes = np.zeros(layout.world_size, np.float32)
+    sizes[layout.rank] = len(own)
+    ends = np.cumsum(_world_sum(sizes).astype(np.int64))
+    told = np.zeros(max(int(ends[-1]), 1), np.float32)
+    told[ends[layout.rank] - len(own) : ends[layout.rank]] = own
+    every = _world_sum(told).astype(np.uint8)
+    starts = [0, *ends[:-1]]
+    return [every[a:b].tobytes().decode("utf-8") for a, b in zip(starts, ends)]
+
+
+def sum_over_ranks(layout: Layout, values: np.ndarray) -> np.ndarray:
+    """The sum of float32 arrays of one shape over all ranks."""
+    return values if layout.world_size == 1 else _world_sum(values)
+
+
+def _world_sum(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = ops.AllReduce(ops.ReduceOp.SUM)(Tensor(values)).asnumpy()
+    return found
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -105,7 +105,7 @@ def work(settings: Settings, predict_data: Sequence[str], environ: Mapping[str, 
     say(f"{mode}: rank {layout.rank} of {layout.world_size} on {settings.device.target}")
     start(settings.device, layout, environ)
     with together():
-        rank = Rank(settings, layout, metrics, build_model(settings, file))
+        rank = Rank(settings, layout, metrics, build_model(settings, file, layout))
         status, result = 0, {}
         if batches:
             status, file = _train(rank, batches, eval_data, source)

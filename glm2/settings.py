@@ -94,6 +94,9 @@ class Parallel:
     """Ranks that share each layer's weights, and the rows."""
     optimizer_shard: bool = False
     """``parallel.enable_parallel_optimizer``: each rank keeps its part of the optimizer's state."""
+    gradient_groups: int = 1
+    """``gradient_aggregation_group``: gradients are added up across ranks in at least so many
+    pieces."""
     vocab_emb_dp: bool = True
     """Keep the embedding whole on each rank; False: its rows are shared by model_parallel."""
 
@@ -206,9 +209,7 @@ def parse_settings(source: Source) -> Settings:
     parallel, micro_batches = _parallel(top)
     context = top.section("parallel")
     if context.take("enable_parallel_optimizer", bool, False):
-        # Kept for `describe`; training does not divide the state yet.
         parallel = dataclasses.replace(parallel, optimizer_shard=True)
-        source.unused.append(context.name("enable_parallel_optimizer"))
     strategy = context.section("strategy_ckpt_config")
     only_trainable = strategy.take("only_trainable_params", bool, False)
     strategy.ignore_rest()
@@ -375,8 +376,11 @@ def _parallel(top: Section) -> Tuple[Parallel, int]:
     parallel = Parallel(
         data_parallel=section.take("data_parallel", int, 0),
         model_parallel=section.take("model_parallel", int, 1),
+        gradient_groups=section.take("gradient_aggregation_group", int, 1),
         vocab_emb_dp=section.take("vocab_emb_dp", bool, True),
     )
+    if parallel.gradient_groups < 1:
+        raise section.error("gradient_aggregation_group", "must be at least 1")
     if parallel.data_parallel < 0 or parallel.model_parallel < 1:
         raise section.error("data_parallel", "and model_parallel must be at least 1")
     micro_batches = section.take("micro_batch_num", int, 1)
@@ -386,7 +390,7 @@ def _parallel(top: Section) -> Tuple[Parallel, int]:
         value = section.take(key, int, 1)
         if value != 1:
             raise section.error(key, f"is {value}", "glm2 has no such parallelism: set it to 1")
-    section.ignore("gradient_aggregation_group", "optimizer_shard")
+    section.ignore("optimizer_shard")
     section.close()
     if top.take("micro_batch_interleave_num", int, 1) != 1:
         raise top.error("micro_batch_interleave_num", "is not supported", "set it to 1")

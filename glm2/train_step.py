@@ -8,11 +8,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from glm2.collectives import AllReduce, data_group, world
 from glm2.config import IGNORED_LABEL
+from glm2.division import division_of
 from glm2.dropout import set_seed
-from glm2.model import Glm2, learned_tokens, next_token_loss
+from glm2.model import Glm2, learned_tokens, loss_by
 from glm2.optimizer import AdamW
-from glm2.parallel import Layout, SumGradients, SumOverRanks
+from glm2.optimizer_shard import Shards, SharedAdamW, SumGradients, SumOfSquares
+from glm2.parallel import Layout, sum_over_ranks
 from glm2.settings import Settings
 
 
@@ -56,7 +59,8 @@ class TrainStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weights = ParameterTuple(model.trainable_params())
         self.update = Update(self.weights, settings, layout)
-        self.add_up = SumOverRanks(layout)
+        self.add_up = AllReduce(world(layout))
+        self.model_parallel = layout.model_parallel
         self.seed = (settings.seed, layout.data_rank)
         self.scaled_loss = ScaledLoss(model)
         self.differentiate = ops.value_and_grad(self.scaled_loss, None, self.weights)
@@ -66,7 +70,8 @@ class TrainStep(nn.Cell):
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """``ids`` and ``labels`` [B, T] int32, the rest float32 scalars; gives a StepResult's."""
         shared = self.add_up(ops.stack((learned_tokens(labels), stop)))
-        loss, gradients = self.differentiate(ids, labels, ops.maximum(shared[0], 1.0), scale)
+        tokens = shared[0] / self.model_parallel  # each row is seen by so many ranks
+        loss, gradients = self.differentiate(ids, labels, ops.maximum(tokens, 1.0), scale)
         loss, norm, finite = self.update(loss, gradients, lr, updates, scale)
         return loss, norm, finite, shared[1]
 
@@ -92,7 +97,7 @@ class AccumulatedStep:
         self.batches = settings.accumulation
         self.seed = (settings.seed, layout.data_rank)
         self.update = Update(self.weights, settings, layout)
-        self._tell = SumOverRanks(layout)
+        self.layout = layout
         self._accumulate = _Accumulate(model, self.weights)
         self._finish = _Finish(self._accumulate, self.update)
 
@@ -112,7 +117,8 @@ class AccumulatedStep:
         """Do the step with ``ids`` and ``labels`` [n·B, T] int32."""
         learned = np.count_nonzero(labels[:, 1:] != IGNORED_LABEL)
         told = np.array([learned, numbers.stop], np.float32)
-        tokens, stops = self._tell(Tensor(told)).asnumpy()
+        tokens, stops = sum_over_ranks(self.layout, told)
+        tokens /= self.layout.model_parallel
         lr, updates, scale, _ = numbers.tensors()
         divisor = Tensor(max(tokens, 1.0), ms.float32)
         size = len(ids) // self.batches
@@ -143,7 +149,8 @@ class ScaledLoss(nn.Cell):
 
     def construct(self, ids: Tensor, labels: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
         """``tokens`` is the number of learned tokens of the global batch, float32."""
-        return next_token_loss(self.model(ids), labels) / tokens * scale
+        loss = loss_by(self.model.cross_entropy, self.model(ids), labels)
+        return loss / tokens * scale
 
 
 class Update(nn.Cell):
@@ -151,11 +158,15 @@ class Update(nn.Cell):
 
     def __init__(self, weights: Sequence[Parameter], settings: Settings, layout: Layout) -> None:
         super().__init__(auto_prefix=False)
-        self.optimizer = AdamW(weights, settings.optimizer)
+        shards = Shards(weights, division_of(settings, layout), layout)
+        if shards.any_shared:
+            self.optimizer: AdamW = SharedAdamW(weights, settings.optimizer, shards)
+        else:
+            self.optimizer = AdamW(weights, settings.optimizer)
         self.clip_norm = settings.optimizer.clip_norm
-        self.half_square = ops.L2Loss()
-        self.add_up = SumOverRanks(layout)
-        self.add_up_gradients = SumGradients(layout, [w.shape for w in weights])
+        self.add_up = AllReduce(data_group(layout))
+        self.add_up_gradients = SumGradients(shards, settings.parallel.gradient_groups)
+        self.sum_of_squares = SumOfSquares(shards)
 
     def construct(
         self,
@@ -171,10 +182,7 @@ class Update(nn.Cell):
         """
         loss = self.add_up(loss.reshape((1,)))[0] / scale
         gradients = self.add_up_gradients(gradients)
-        squares = ops.zeros((), ms.float32)
-        for gradient in gradients:
-            squares = squares + self.half_square(gradient.astype(ms.float32))
-        norm = ops.sqrt(squares * 2.0) / scale
+        norm = ops.sqrt(self.sum_of_squares(gradients)) / scale
         finite = ops.isfinite(norm)
         if finite:
             factor = 1.0 / scale

@@ -16,6 +16,8 @@ from mindspore import Parameter
 
 from glm2.checkpoint import conclude, load_state, save_checkpoint
 from glm2.data import Batches
+from glm2.division import division_of
+from glm2.file_form import FileForm
 from glm2.metrics import Metrics, say, warn
 from glm2.model import Glm2
 from glm2.optimizer import Scale, learning_rate
@@ -50,6 +52,8 @@ class Trainer:
         self.settings, self.layout, self.metrics = settings, layout, metrics
         self.model, self.batches, self.output, self.evaluate = model, batches, output, evaluate
         self.step = make_step(model, settings, layout)
+        self.division = division_of(settings, layout)
+        self.form = FileForm(self.division, layout)
         self.steps = settings.epochs * batches.steps_per_epoch
         half = settings.model.compute_dtype == "float16"
         self.scale = Scale(settings.loss_scale.initial if half else 1.0, dynamic=half)
@@ -73,7 +77,9 @@ class Trainer:
     def resume(self, file: Path) -> None:
         """Go on from a checkpoint as if training had never stopped."""
         crc = self.progress.data_crc
-        self.progress = self._saved = load_state(self.state, file)
+        read = self.form.empty(self.state)
+        self.progress = self._saved = load_state(read, file)
+        self.form.take(read, self.state)
         if self.progress.data_crc != crc:
             warn(
                 "the training data, their order or seed differ from those that the checkpoint was "
@@ -88,7 +94,7 @@ class Trainer:
     def train(self) -> int:
         """Run all epochs. Returns 0, or STOPPED when a rank was asked to stop."""
         write_strategy(
-            self.output / "strategy", self.layout, {p.name: tuple(p.shape) for p in self.state}
+            self.output / "strategy", self.layout.rank, self.division, [p.name for p in self.state]
         )
         previous = signal.signal(signal.SIGTERM, self._on_stop)
         try:
@@ -204,7 +210,7 @@ class Trainer:
         file = save_checkpoint(
             self.folder,
             f"{settings.prefix}_rank_{rank}-{self.progress.epoch_num}_{step}",
-            self.state,
+            self.form.written(self.state),
             self.progress,
         )
         meet(self.layout)

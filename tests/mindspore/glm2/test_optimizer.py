@@ -16,7 +16,8 @@ from glm2.data import IGNORED_LABEL
 from glm2.errors import ConfigError, UsageError
 from glm2.model import Glm2
 from glm2.optimizer import AdamW, Scale, learning_rate
-from glm2.parallel import Layout, buckets, layout_of
+from glm2.optimizer_shard import buckets
+from glm2.parallel import Layout, layout_of
 from glm2.settings import (
     LossScale,
     Optimizer,
