@@ -181,7 +181,7 @@ def check_arguments(arguments: Tuple[str, ...]) -> None:
         ) from None
     except click.UsageError as error:
         raise UsageError(
-            f"the command of the schedule is wrong: {error.format_message()}",
+            f"the command of the schedule is wrong: {' '.join(error.format_message().split())}",
             hint=f"see: glm2-orch {name} --help",
         ) from None
     if given.get("run_id"):
