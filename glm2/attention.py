@@ -91,24 +91,25 @@ class SelfAttention(nn.Cell):
         """Write the T new tokens into the cache and attend to all of it.
 
         The arithmetic of ``construct`` with few kernels: with T = 1, each of them costs as much
-        as the work it does. ``turn`` are the tables [B, T, 1, D] of ``whole_turns``; ``mask``
-        [B, 1, 1, T, S] is added to the scores; ``keys`` and ``values`` [B·G·S, D] are updated
-        in place; ``slots`` [B·G·T] are the rows of the new tokens there.
+        as the work it does. ``turn`` are tables [B, T, N + 2G, D] that turn and scale queries,
+        turn keys and leave values as they are; ``mask`` [B, 1, 1, T, S] is added to the scores;
+        ``keys`` and ``values`` [B·G, S, D] are updated in place, at ``slots`` [B·G, T, 2].
         """
         batch, length, _ = x.shape
-        pages, turned = batch * self.groups, self.query_size + self.kv_size
+        pages = batch * self.groups
         fused = self.query_key_value(x)  # [B, T, (N + 2G)·D]: queries | keys | values
-        both = fused[..., :turned].reshape((batch, length, -1, self.channels))
-        both = both * turn[0] + ops.gather(both, self.swap, 3) * turn[1]  # [B, T, N + G, D]
-        query = self.by_head(both[:, :, : self.heads]).reshape((pages, -1, self.channels))
-        key = self.by_head(both[:, :, self.heads :])
-        value = self.by_head(fused[..., turned:].reshape((batch, length, -1, self.channels)))
-        key = ops.scatter_update(keys, slots, key.reshape((-1, self.channels)))
-        value = ops.scatter_update(values, slots, value.reshape((-1, self.channels)))
-        # [B·G·S, D] -> [B·G, S, D]
-        key = key.reshape((pages, -1, self.channels))
-        value = value.reshape((pages, -1, self.channels))
-        scores = self.scores(query * self.query_scale, key).astype(ms.float32) * self.layer_scale
+        heads = fused.reshape((batch, length, -1, self.channels))
+        heads = heads * turn[0] + ops.gather(heads, self.swap, 3) * turn[1]
+        query, key, value = ops.split(heads, [self.heads, self.groups, self.groups], 2)
+        query = self.by_head(query).reshape((pages, -1, self.channels))
+        if self.layer_scale != 1.0:
+            query = query / self.layer_scale
+        shape = (pages, length, self.channels)
+        key = ops.scatter_nd_update(keys, slots, self.by_head(key).reshape(shape))
+        value = ops.scatter_nd_update(values, slots, self.by_head(value).reshape(shape))
+        scores = self.scores(query, key).astype(ms.float32)
+        if self.layer_scale != 1.0:
+            scores = scores * self.layer_scale
         # [B·G, (N/G)·T, S] -> [B, G, N/G, T, S], as the mask is per row and token
         scores = scores.reshape((batch, self.groups, -1, length, key.shape[1])) + mask
         weights = ops.softmax(scores, -1).astype(self.dtype)

@@ -28,10 +28,9 @@ class CachedForward(nn.Cell):
         config = model.config
         self.transformer = model.transformer
         self.columns = Tensor(np.arange(capacity, dtype=np.int32))
-        # Row of the cache where each page (one row's group) begins: [B·G, 1].
-        pages = batch * config.groups
-        self.pages = Tensor((np.arange(pages, dtype=np.int32) * capacity).reshape(-1, 1))
-        shape, kind = (pages * capacity, config.kv_channels), float_type(config.compute_dtype)
+        pages = batch * config.groups  # a page is the cache of one group of one row
+        self.pages = Tensor(np.arange(pages, dtype=np.int32).reshape(-1, 1))
+        shape, kind = (pages, capacity, config.kv_channels), float_type(config.compute_dtype)
         self.keys = ParameterTuple(
             [Parameter(ops.zeros(shape, kind), name=f"key_{i}") for i in range(config.num_layers)]
         )
@@ -50,8 +49,10 @@ class CachedForward(nn.Cell):
         net = self.transformer
         slots = self.columns[: ids.shape[1]] + start  # [T]
         turn, mask = net.place_cached(slots, padding, self.columns)
-        rows = (self.pages + slots.reshape((1, -1))).reshape((-1,))  # [B·G·T]
-        x = net.encoder.extend(net.embedding(ids), turn, mask, rows, self.keys, self.values)
+        # Page and column of each new token in the cache: [B·G, T, 2].
+        pages = ops.broadcast_to(self.pages, (self.pages.shape[0], ids.shape[1]))
+        places = ops.stack((pages, ops.broadcast_to(slots, pages.shape)), -1)
+        x = net.encoder.extend(net.embedding(ids), turn, mask, places, self.keys, self.values)
         logits = net.logits(x[:, -1])
         return _best(logits), logits, start + ids.shape[1]
 

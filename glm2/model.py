@@ -55,6 +55,12 @@ class Transformer(nn.Cell):
         turn_cos, turn_sin = whole_turns(cos, sin)
         self.turn_cos = Tensor(turn_cos).astype(self.dtype)
         self.turn_sin = Tensor(turn_sin).astype(self.dtype)
+        # By how much the tables turn each head: queries are scaled with it, values stay.
+        heads, groups = config.num_attention_heads, config.groups
+        turned = [config.kv_channels**-0.5] * heads + [1.0] * groups + [0.0] * groups
+        other = [0.0] * (heads + groups) + [1.0] * groups
+        self.turned_heads = Tensor(np.array(turned).reshape(-1, 1)).astype(self.dtype)
+        self.other_heads = Tensor(np.array(other).reshape(-1, 1)).astype(self.dtype)
         self.positions = length = config.seq_length
         self.not_causal = Tensor(np.triu(np.ones((length, length), bool), 1))
         self.embedding = Embedding(config)
@@ -93,12 +99,14 @@ class Transformer(nn.Cell):
         self, slots: Tensor, padding: Tensor, last: Tensor
     ) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
         """The same for SelfAttention.extend, in the form that needs the fewest kernels a layer:
-        turns as of ``turns`` [B, T, 1, D], and the mask as float32 to be added to the scores.
+        tables [B, T, N + 2G, D] for all heads at once, and the mask as float32 to be added to
+        the scores.
         """
         position, hidden = self.seen(slots, padding, last)
-        cos = ops.expand_dims(ops.gather(self.turn_cos, position, 0), 2)
+        cos = ops.expand_dims(ops.gather(self.turn_cos, position, 0), 2)  # [B, T, 1, D]
         sin = ops.expand_dims(ops.gather(self.turn_sin, position, 0), 2)
-        return (cos, sin), hidden.astype(ms.float32) * MASKED
+        turn = (cos * self.turned_heads + self.other_heads, sin * self.turned_heads)
+        return turn, hidden.astype(ms.float32) * MASKED
 
     def seen(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor]:
         """Positions [B, T] and the mask [B, 1, 1, T, S] of ``place``."""
