@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", default="latest")
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Control the run from here even if another controller holds it: it hangs, or is on a "
+    "machine that is cut off. That one can do nothing any more.",
+)
 @output_option("table", "json")
-def attach(run: str, show_logs: bool, output: str) -> None:
+def attach(run: str, show_logs: bool, take_over: bool, output: str) -> None:
     """Follow RUN (default: latest) again: a detached one, or one whose controller died."""
     from orchestrator.cli.ending import follow_to_end, tell_ending
+    from orchestrator.engine import control as controlling
     from orchestrator.engine.control import ended, reopened, watch_in_background
     from orchestrator.runs import lease
     from orchestrator.runs.layout import RunStore, home
@@ -29,14 +36,20 @@ def attach(run: str, show_logs: bool, output: str) -> None:
         tell_ending(paths, output)
         return
     try:
-        held = lease.acquire(paths.lock, "attach")
+        held = lease.acquire(paths.lock, "attach", take_over=take_over)
     except Busy:
         _view(paths, show_logs)
         tell_ending(paths, output)
         return
-    say(f"run {paths.run_id} had no controller; this command watches it now")
+    if not take_over:
+        say(f"run {paths.run_id} had no controller; this command watches it now")
     try:
-        with reopened(paths) as opened:
+        with reopened(paths) as found:
+            if take_over:
+                opened = controlling.take_over(found, held)
+                say(f"run {paths.run_id} is controlled from here now (epoch {held.epoch})")
+            else:
+                opened = found.controlled_by(held)
             follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=show_logs, output=output)
     except (KeyboardInterrupt, Terminated):
         held.release()
@@ -59,7 +72,8 @@ def control(run: str) -> None:
     paths = RunStore(home()).resolve(run)
     held = lease.acquire(paths.lock, "background controller")
     try:
-        with reopened(paths) as opened:
+        with reopened(paths) as found:
+            opened = found.controlled_by(held)
             follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=False, output="table")
     finally:
         held.release()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Optional
+from typing import TYPE_CHECKING, Any, List, Mapping, Optional, Sequence
 
 from orchestrator.cli.output import print_json, say, seconds
 from orchestrator.cli.results import print_results
@@ -50,9 +50,13 @@ def tell_ending(paths: RunPaths, output: str) -> None:
         took = seconds((state.ended or 0) - (state.created or 0))
         if output == "table":
             print_results(state)
+        for line in left_lines(state.left):
+            say(line)
         say(f"run {state.run_id} succeeded: {len(state.ranks)} of {len(state.ranks)} ranks, {took}")
         return
     for line in _evidence(paths, state, answer):
+        say(line)
+    for line in left_lines(state.left) or _all_clean(state):
         say(line)
     if output == "json":
         # The state is on stdout already: only the talk and the exit status remain.
@@ -88,6 +92,35 @@ def ending_error(state: RunState, answer: Optional[Diagnosis] = None) -> Optiona
         hint=f"read the log: glm2-orch logs {state.run_id}"
         + ("" if rank is None else f" --rank {rank}"),
     )
+
+
+def left_lines(left: Sequence[Mapping[str, Any]]) -> List[str]:
+    """What is left on the hosts, a line each."""
+    lines = []
+    for one in left:
+        if "unknown" in one:
+            lines.append(f"{one['host']}: not known whether it is clean: {one['unknown']}")
+            continue
+        parts = []
+        if one.get("left"):
+            names = ", ".join(f"{item['command']} (pid {item['pid']})" for item in one["left"])
+            parts.append(f"processes {names}")
+        if one.get("ports"):
+            parts.append("ports " + ", ".join(map(str, one["ports"])))
+        if one.get("devices"):
+            parts.append("leases of " + ", ".join(one["devices"]))
+        if one.get("shared_memory"):
+            parts.append("shared memory " + ", ".join(f["path"] for f in one["shared_memory"]))
+        if one.get("lock"):
+            parts.append(f"the supervisor's lock (pid {one['lock'].get('pid')})")
+        lines.append(f"{one['host']}: still there: {'; '.join(parts)}")
+    return lines
+
+
+def _all_clean(state: RunState) -> List[str]:
+    if state.certified is None:
+        return []
+    return [f"{state.certified} of {len(state.hosts)} hosts are clean: nothing of the run is left"]
 
 
 def _diagnosis(paths: RunPaths, state: RunState) -> Optional[Diagnosis]:

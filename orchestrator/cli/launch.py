@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -11,8 +12,8 @@ from orchestrator.cli.request import inventory_options, job_options
 from orchestrator.errors import Terminated
 
 if TYPE_CHECKING:
-    from orchestrator.engine.launch import OpenRun
     from orchestrator.planning.plan import Plan
+    from orchestrator.runs.layout import RunPaths
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch no host.")
 @click.option("--skip-preflight", is_flag=True, help="Do not check hosts and devices first.")
+@click.option(
+    "--wait",
+    is_flag=False,
+    flag_value="",
+    metavar="[DURATION]",
+    help="Wait until no other run holds the devices, for ever or e.g. 30m; put it after MODE.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before starting on several hosts.")
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
 @output_option("table", "json")
@@ -32,6 +40,7 @@ def launch(
     detach: bool,
     dry_run: bool,
     skip_preflight: bool,
+    wait: Optional[str],
     yes: bool,
     show_logs: bool,
     output: str,
@@ -42,20 +51,18 @@ def launch(
     MODE is train, finetune, eval, predict or export; arguments after -- go to the worker. The exit
     status is that of the job: 0 only when every rank succeeded. The first Ctrl-C leaves the job
     running and detaches; `glm2-orch stop` ends it. What `glm2-orch preflight` finds critical stops
-    the launch before anything is sent.
+    the launch before anything is sent. A spare takes the place of a host that cannot be started.
     """
     from orchestrator.cli import request as requests
     from orchestrator.cli.ending import follow_to_end
-    from orchestrator.cli.plan import print_plan, say_notes
-    from orchestrator.cli.progress import steps_shown
+    from orchestrator.cli.plan import print_plan
+    from orchestrator.cli.starting import Wanted, started
     from orchestrator.engine.check import check_job
     from orchestrator.engine.control import is_running
     from orchestrator.engine.hosts import connected
-    from orchestrator.engine.launch import open_run, start_run
-    from orchestrator.planning.planner import plan as make_plan
-    from orchestrator.runs import lease
     from orchestrator.runs.layout import RunStore, home
 
+    waiting = None if wait is None else parse_wait(wait)
     inventory = requests.read_inventory(inventory_file, limit)
     inventory = requests.with_devices(inventory, request["devices"])
     inventory, notes = requests.without_quarantined(inventory)
@@ -65,50 +72,53 @@ def launch(
     if dry_run:
         print_plan(requests.plan_offline(inventory, job, None, notes), output)
         return
+    wanted = Wanted(inventory, notes, job, preflight=not skip_preflight, wait=waiting)
     store = RunStore(home())
-    with connected(inventory.hosts) as transports:
-        ask = requests.facts_unchecked if skip_preflight else requests.facts_checked
-        plan = make_plan(inventory, job, ask(inventory, job, transports), notes)
-        say_notes(plan)
-        _confirm(plan, yes)
-        run = open_run(store, inventory, plan, transports)
-        say(f"run {plan.run_id}: {_ranks_on_hosts(plan)}")
-        held = lease.acquire(run.paths.lock, "launch")
+    store.check_free(job.run_id)
+    paths = store.path(job.run_id)
+    with connected((*inventory.hosts, *inventory.spares)) as transports:
         try:
-            with steps_shown() as progress:
-                start_run(run, progress)
-            if not detach:
-                follow_to_end(run, grace_s=plan.grace_s, show_logs=show_logs, output=output)
-                return
+            with started(wanted, transports, store, lambda plan: _confirm(plan, yes)) as run:
+                if not detach:
+                    grace_s = run.plan.grace_s
+                    follow_to_end(run, grace_s=grace_s, show_logs=show_logs, output=output)
+                    return
         except (KeyboardInterrupt, Terminated):
             # Ctrl-C, a log-out or a time limit end this command; the job goes on.
-            if is_running(run.paths):
-                held.release()
-                _leave_behind(run, "detached")
+            if is_running(paths):
+                _leave_behind(paths, "detached")
             raise
-        finally:
-            held.release()
-        pid = _leave_behind(run, "running")
+        pid = _leave_behind(paths, "running")
     if output == "json":
-        print_json({"run_id": plan.run_id, "status": "running", "controller_pid": pid})
+        print_json({"run_id": paths.run_id, "status": "running", "controller_pid": pid})
     else:
-        click.echo(plan.run_id)
+        click.echo(paths.run_id)
 
 
-def _leave_behind(run: OpenRun, how: str) -> int:
+def parse_wait(text: str) -> float:
+    """Seconds of ``--wait``; without a time, infinite. Raises UsageError."""
+    from orchestrator.cli.hosts import parse_duration
+    from orchestrator.errors import UsageError
+
+    if not text:
+        return math.inf
+    try:
+        return parse_duration(text)
+    except UsageError as error:
+        raise UsageError(
+            f"--wait {text}: that is no time", hint="e.g. --wait 30m; without a time after MODE"
+        ) from error
+
+
+def _leave_behind(paths: RunPaths, how: str) -> int:
     from orchestrator.engine.control import watch_in_background
 
-    pid = watch_in_background(run.paths)
-    run_id = run.paths.run_id
+    pid = watch_in_background(paths)
+    run_id = paths.run_id
     say(f"{how}: run {run_id} goes on, watched in the background")
     say(f"  follow it: glm2-orch attach {run_id}")
     say(f"  end it:    glm2-orch stop {run_id}")
     return pid
-
-
-def _ranks_on_hosts(plan: Plan) -> str:
-    ranks = f"{plan.world_size} rank" + ("s" if plan.world_size != 1 else "")
-    return f"{ranks} on {len(plan.hosts)} host" + ("s" if len(plan.hosts) != 1 else "")
 
 
 def _confirm(plan: Plan, yes: bool) -> None:
@@ -116,4 +126,6 @@ def _confirm(plan: Plan, yes: bool) -> None:
 
     if yes or len(plan.hosts) < 2 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    click.confirm(f"Start {_ranks_on_hosts(plan)}?", default=True, abort=True, err=True)
+    from orchestrator.cli.starting import ranks_on_hosts
+
+    click.confirm(f"Start {ranks_on_hosts(plan)}?", default=True, abort=True, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
 
+from orchestrator.cli.ending import left_lines
 from orchestrator.cli.output import console, output_option, print_json, say, seconds
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def state_record(state: RunState) -> Dict[str, Any]:
         "ended": state.ended,
         "controller": state.controller,
         "unwatched": state.unwatched,
+        "start_spread": state.spread,
+        "left": list(state.left),
+        "hosts_clean": state.certified,
         "ranks_total": len(ranks),
         "ranks_succeeded": sum(rank.status.value == "succeeded" for rank in ranks),
         "ranks_failed": sum(rank.status.value == "failed" for rank in ranks),
@@ -131,9 +135,11 @@ def _closing(state: RunState, now: float) -> List[str]:
         lines.append(
             "no controller watches this run; take over with: glm2-orch attach " + state.run_id
         )
+    lines += _spread(state)
     cause = (state.cause or {}).get("sentence")
     if cause:
         lines.append(f"cause: {cause}")
+    lines += left_lines(state.left)
     ranks = state.ranks
     good = sum(rank.status.value == "succeeded" for rank in ranks)
     age = (state.ended or now) - (state.created or now)
@@ -142,6 +148,15 @@ def _closing(state: RunState, now: float) -> List[str]:
         f"{good} of {len(ranks)} ranks succeeded, {seconds(age)}"
     )
     return lines
+
+
+def _spread(state: RunState) -> List[str]:
+    """How far apart the hosts were started, where there is more than one."""
+    if state.spread is None or len(state.hosts) < 2:
+        return []
+    limit = state.spread.get("limit_s")
+    of = "" if limit is None else f" (HCCL_CONNECT_TIMEOUT is {limit:g} s)"
+    return [f"the hosts were started within {state.spread['spread_s']:.2f} s{of}"]
 
 
 def _ask(paths: Any) -> Dict[str, Dict[str, Any]]:

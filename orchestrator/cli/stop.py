@@ -36,16 +36,19 @@ def stop(run: str, grace: Optional[float], output: str) -> None:
         reached = [outcome for outcome in outcomes if outcome.error is None]
         if not was_over and len(reached) == len(outcomes):
             quiet = RunProgress({}, show_logs=False)
-            end_unwatched(opened, lambda: watch_run(opened, quiet, grace_s=grace_s))
+            end_unwatched(opened, lambda held: watch_run(held, quiet, grace_s=grace_s))
     _tell(paths.run_id, outcomes, output)
 
 
 def _tell(run_id: str, outcomes: List[Outcome[Dict[str, Any]]], output: str) -> None:
-    left = {
-        outcome.host: outcome.value.get("left")
+    from orchestrator.cli.ending import left_lines
+    from orchestrator.engine.launch import what_is_left
+
+    left = [
+        {"host": outcome.host, **what_is_left(outcome.value)}
         for outcome in outcomes
-        if outcome.value is not None and not outcome.value.get("clean")
-    }
+        if outcome.value is not None and what_is_left(outcome.value)
+    ]
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     if output == "json":
         hosts = [
@@ -54,16 +57,21 @@ def _tell(run_id: str, outcomes: List[Outcome[Dict[str, Any]]], output: str) -> 
             for item in outcomes
         ]
         print_json({"run_id": run_id, "clean": not left and not errors, "hosts": hosts})
-    for host, what in left.items():
-        say(f"{host}: still there: {what}")
+    for line in left_lines(left):
+        say(line)
     if errors:
         raise _unreached(run_id, errors, len(outcomes))
     if left:
         raise PartialFailure(
-            f"run {run_id} left processes on {', '.join(left)}",
-            hint="they may hang in the driver; look at them on the host, then stop again",
+            f"run {run_id} left something on {', '.join(str(one['host']) for one in left)}",
+            hint="processes that stay may hang in the driver; look at them on the host, then "
+            "stop again",
         )
-    say(f"run {run_id} is stopped; {len(outcomes)} of {len(outcomes)} hosts are clean")
+    count = len(outcomes)
+    say(
+        f"run {run_id} is stopped; {count} of {count} hosts are clean: no process, port, device, "
+        "shared memory or lock of it is left"
+    )
 
 
 def _unreached(run_id: str, errors: List[OrchError], hosts: int) -> OrchError:

@@ -36,10 +36,26 @@ def read_plan(paths: RunPaths) -> Plan:
 
 @contextmanager
 def reopened(paths: RunPaths) -> Iterator[OpenRun]:
-    """An existing run, with transports to its hosts."""
+    """An existing run, with transports to its hosts. Commands are sent in the name of its newest
+    controller; who takes the run's lease becomes that (``OpenRun.controlled_by``)."""
     plan = read_plan(paths)
+    epoch = lease.last_epoch(paths.lock)
+    caller = ("--epoch", str(epoch)) if epoch else ()
     with connected(load_hosts(paths.hosts_file)) as transports:
-        yield OpenRun(paths, Journal(paths.journal), plan, transports)
+        yield OpenRun(paths, Journal(paths.journal), plan, transports, caller)
+
+
+def take_over(run: OpenRun, held: lease.Lease) -> OpenRun:
+    """The run, controlled by the holder of ``held``, whoever controlled it before: from now on
+    the hosts refuse that one. Hosts that do not answer now learn of it when they are followed."""
+    plans = {host.host: host for host in run.plan.hosts}
+    states = on_each(run.transports, "asking", lambda t: run.supervisor(plans[t.name]).status())
+    known = [(outcome.value or {}).get("controller") or {} for outcome in states]
+    held.raise_to(1 + max([held.epoch - 1, *(int(one.get("epoch", 0)) for one in known)]))
+    run = run.controlled_by(held)
+    run.journal.append("take-over", epoch=held.epoch, owner=held.owner)
+    on_each(run.transports, "taking over", lambda t: run.supervisor(plans[t.name]).claim())
+    return run
 
 
 def watch_in_background(paths: RunPaths) -> int:
@@ -62,7 +78,7 @@ def watch_in_background(paths: RunPaths) -> int:
         if held is not None and held.get("pid") == process.pid:
             return process.pid
         if process.poll() is not None:
-            if process.returncode in (0, 6, 8):
+            if process.returncode in (0, 5, 6, 7, 8):
                 return process.pid
             raise OrchError(
                 f"the background controller ended with status {process.returncode}",
@@ -81,10 +97,14 @@ def stop_run(run: OpenRun, *, grace_s: float, progress: Progress) -> List[Outcom
         supervisor = run.supervisor(plans[transport.name])
         return supervisor.stop("stopped by request", grace_s=grace_s)
 
-    return on_each(run.transports, "stopping", stop, progress)
+    outcomes = on_each(run.transports, "stopping", stop, progress)
+    for outcome in outcomes:
+        if outcome.value is not None:
+            run.journal.append("certificate", host=outcome.host, **outcome.value)
+    return outcomes
 
 
-def end_unwatched(run: OpenRun, watch: Callable[[], object]) -> None:
+def end_unwatched(run: OpenRun, watch: Callable[[OpenRun], object]) -> None:
     """After ``stop_run``: let the controller write the ending, or do it where there is none.
 
     ``watch`` follows the run to its end; it is called only when no controller is alive.
@@ -96,7 +116,7 @@ def end_unwatched(run: OpenRun, watch: Callable[[], object]) -> None:
         return
     try:
         if not ended(run.paths):
-            watch()
+            watch(run.controlled_by(held))
     finally:
         held.release()
 

@@ -9,7 +9,7 @@ import os
 import re
 from typing import Iterable, List, Optional, Set
 
-from . import leases, shared_memory
+from . import holders, shared_memory
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
 from .processes import Process, fields_of, open_files
@@ -57,7 +57,7 @@ def _devices(folder: RunFolder, run_id: str) -> List[str]:
         return []
     held = []
     for name in spec.leases:
-        holder = leases.holder(leases.path_of(spec.workdir, name))
+        holder = holders.holder(holders.path_of(spec.workdir, name))
         if holder is not None and holder.get("run_id") == run_id:
             held.append(name)
     return held

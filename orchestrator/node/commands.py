@@ -81,7 +81,7 @@ def _start(options: argparse.Namespace) -> Json:
         try:
             answer = control.ask(folder.path, {"command": "start"}, timeout=60.0)
         except OSError as error:
-            if not _was_started(folder):
+            if _started_wall(folder) is None:
                 raise NodeError(
                     "host-not-ready",
                     f"the supervisor in {folder.path} does not answer: {error}",
@@ -90,18 +90,27 @@ def _start(options: argparse.Namespace) -> Json:
         else:
             if "error" in answer:
                 raise NodeError(**answer["error"])
-            return dict(answer, wall=time.time())
-    if not _was_started(folder):
+            return _started(folder)
+    if _started_wall(folder) is None:
         raise NodeError(
             "host-not-ready",
             f"no supervisor is armed in {folder.path}",
             "arm it first; an armed one that is not started in time ends by itself",
         )
-    return {"started": True, "wall": time.time()}
+    return _started(folder)
 
 
-def _was_started(folder: RunFolder) -> bool:
-    return any(event["event"] == "started" for _, event in journal.read(folder.journal))
+def _started(folder: RunFolder) -> Json:
+    """``wall`` is the clock now, to tell by how much it differs from that of whoever asks."""
+    return {"started": True, "started_wall": _started_wall(folder), "wall": time.time()}
+
+
+def _started_wall(folder: RunFolder) -> Optional[float]:
+    """When the run was started here; None: it was not, or its journal is not on the disk."""
+    for _, event in journal.read(folder.journal):
+        if event["event"] == "started":
+            return float(event["wall"])
+    return None
 
 
 def _stream(options: argparse.Namespace) -> None:

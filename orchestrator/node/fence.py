@@ -49,6 +49,11 @@ def admit(folder: RunFolder, caller: Optional[Caller]) -> None:
         os.close(descriptor)
 
 
+def controller(folder: RunFolder) -> Optional[Json]:
+    """Who controls the run: ``epoch`` and ``owner``; None: nobody has said so."""
+    return read_json(_path(folder))
+
+
 def successor(folder: RunFolder, caller: Optional[Caller]) -> Optional[Json]:
     """Who controls the run instead of the caller: ``epoch`` and ``owner``; None: nobody else."""
     known = None if caller is None else read_json(_path(folder))

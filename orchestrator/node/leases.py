@@ -11,6 +11,7 @@ from typing import Optional
 
 from .failure import NodeError
 from .folder import Json, read_json
+from .holders import path_of
 
 _TRIES = 10
 _PAUSE_S = 0.02
@@ -44,29 +45,6 @@ def take(path: str, holder: Json) -> Optional[Lock]:
     return Lock(path, descriptor)
 
 
-def holder(path: str) -> Optional[Json]:
-    """Who has the lock, as it wrote itself down; None when nobody does."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        if _try(descriptor, fcntl.LOCK_SH):
-            return None
-    finally:
-        os.close(descriptor)
-    return read_json(path) or {}
-
-
-def path_of(workdir: str, name: str) -> str:
-    """The lock file of the lease ``name`` on this host.
-
-    The host's own name is in it, because hosts may share a workdir; not that of an inventory,
-    because two inventories may call one host by two names.
-    """
-    return os.path.join(workdir, "leases", "{}.{}.lock".format(os.uname().nodename, name))
-
-
 def take_lease(workdir: str, name: str, holder: Json) -> Lock:
     """Take the lease ``name`` of this host. Raises NodeError (busy) that names the holder."""
     path = path_of(workdir, name)
@@ -83,7 +61,7 @@ def take_lease(workdir: str, name: str, holder: Json) -> Lock:
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Try for a moment: ``holder`` in another process touches the lock for an instant."""
+    """Try for a moment: ``holders.holder`` in another process touches the lock for an instant."""
     for _ in range(_TRIES):
         if _try(descriptor, kind):
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Optional
 
-from . import journal, processes
+from . import fence, journal, processes
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
 from .spec import Spec, load
@@ -20,7 +20,8 @@ def take(folder: RunFolder) -> Json:
     alive = supervisor_identity(folder) is not None
     # Read after the look at the supervisor: if it ended in between, its last event is here.
     events = [event for _, event in journal.read(folder.journal)]
-    return reduce(spec, events, read_json(folder.heartbeat), alive, processes.is_alive)
+    found = reduce(spec, events, read_json(folder.heartbeat), alive, processes.is_alive)
+    return dict(found, controller=fence.controller(folder))
 
 
 def supervisor_identity(folder: RunFolder) -> Optional[processes.Process]:

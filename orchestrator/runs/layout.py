@@ -114,19 +114,26 @@ class RunStore:
     def __init__(self, home: Path) -> None:
         self.root = home / "runs"
 
+    def path(self, run_id: str) -> RunPaths:
+        """The folder of the run with exactly this id, whether it exists or not."""
+        return RunPaths(self.root / run_id)
+
+    def check_free(self, run_id: str) -> None:
+        """Raise UsageError when there is a run with this id."""
+        if self.path(run_id).dir.exists():
+            raise _taken(run_id)
+
     def create(self, run_id: str) -> RunPaths:
         """Make the folder of a new run (0700); ``run_id`` is a checked one (``job.check_run_id``).
 
         Raises UsageError when it is taken, HostNotReady when the folder cannot be written.
         """
-        paths = RunPaths(self.root / run_id)
+        paths = self.path(run_id)
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             paths.dir.mkdir(mode=0o700)
         except FileExistsError:
-            raise UsageError(
-                f"run {run_id} exists already", hint="choose another --run-id, or leave it out"
-            ) from None
+            raise _taken(run_id) from None
         except OSError as error:
             raise HostNotReady(
                 f"cannot keep the record of a run in {self.root}: {error.strerror}",
@@ -166,6 +173,12 @@ class RunStore:
         raise UsageError(
             f"no run is called {name!r}", hint=f"the newest is {names[-1]}; `latest` names it too"
         )
+
+
+def _taken(run_id: str) -> UsageError:
+    return UsageError(
+        f"run {run_id} exists already", hint="choose another --run-id, or leave it out"
+    )
 
 
 def _created(entry: Path) -> tuple[float, str]:

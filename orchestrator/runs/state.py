@@ -88,6 +88,12 @@ class RunState:
     cause: Optional[Mapping[str, Any]] = None
     controller: Optional[Mapping[str, Any]] = None
     """Process that watches the run now; None when nobody does."""
+    spread: Optional[Mapping[str, Any]] = None
+    """How far apart the hosts were started (``start-spread`` of the journal)."""
+    left: Tuple[Mapping[str, Any], ...] = ()
+    """What the ending found left on hosts, or could not ask."""
+    certified: Optional[int] = None
+    """How many hosts had nothing left at the ending; None: not looked for."""
     hosts: Tuple[HostState, ...] = ()
     processes: Tuple[ProcessState, ...] = ()
 
@@ -106,12 +112,13 @@ class RunState:
 def read_state(paths: RunPaths) -> RunState:
     """The state of a run from the files on the controller; asks no host."""
     controller = list(read_events(paths.journal))
-    names = [host["name"] for event in _named(controller, "launch") for host in event["hosts"]]
+    launched = _named(controller, "launch")[-1:]
+    names = [host["name"] for event in launched for host in event["hosts"]]
     node_events = {name: list(read_events(paths.host_journal(name))) for name in names}
     beats = {name: _last(last_events(paths.host_beat(name))) for name in names}
     processes = [
         process["name"]
-        for event in _named(controller, "launch")
+        for event in launched
         for host in event["hosts"]
         for process in host["processes"]
     ]
@@ -160,6 +167,9 @@ def _apply_controller(
 ) -> None:
     kind = event.get("event")
     if kind == "launch":
+        # A second one: the first was undone, and other hosts were chosen.
+        hosts.clear()
+        processes.clear()
         run.update(
             cluster=event["cluster"],
             mode=event["mode"],
@@ -173,6 +183,8 @@ def _apply_controller(
                 processes[process["name"]] = {**process, "host": host["name"]}
     elif kind == "host" and event.get("host") in hosts:
         hosts[event["host"]].update(state=event["state"], detail=event.get("detail", ""))
+    elif kind == "start-spread":
+        run["spread"] = {key: value for key, value in event.items() if key not in ("event", "wall")}
     elif kind == "running":
         run["status"] = RunStatus.RUNNING
     elif kind == "decision" and event.get("action") == "stop" and not run["status"].is_terminal:
@@ -184,6 +196,8 @@ def _apply_controller(
             exit_status=event["exit_status"],
             cause=event.get("cause"),
         )
+        if "left" in event:
+            run.update(left=tuple(event["left"]), certified=len(hosts) - len(event["left"]))
 
 
 def _apply_node(

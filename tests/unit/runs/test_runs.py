@@ -122,7 +122,19 @@ def test_lease_is_exclusive_and_freed_by_death(tmp_path):
         "pid": os.getpid(),
         "host": os.uname().nodename,
         "purpose": "third",
+        "epoch": 2,
     }
+    newer = lease.acquire(path, "fourth", take_over=True)
+    newer.raise_to(7)
+    mine.release()
+    held = lease.holder(path)
+    assert held is not None
+    assert (held["purpose"], held["epoch"]) == ("fourth", 7)
+    with pytest.raises(Busy, match="fourth"):
+        lease.acquire(path, "fifth")
+    newer.release()
+    assert lease.holder(path) is None
+    assert lease.last_epoch(path) == 7
     mine.release()
     mine.release()
 
