@@ -62,9 +62,9 @@ def target_strategy(target: Target, tensors: Sequence[WholeTensor]) -> Strategy:
     by_name = {tensor.name: tensor for tensor in tensors}
     layouts: Dict[str, Layout] = {}
     for tensor in tensors:
-        owner = by_name.get(_owner(tensor.name), tensor)
-        if tensor.shape and (owner.layout is not None or _glm2_axis(owner.name) is not None):
-            layouts[tensor.name] = _layout(tensor, _model_axis(owner), target)
+        owned = by_name.get(owner(tensor.name), tensor)
+        if tensor.shape and (owned.layout is not None or _glm2_axis(owned.name) is not None):
+            layouts[tensor.name] = _layout(tensor, _model_axis(owned), target)
     if not layouts:
         raise CheckpointError(
             "nothing says how to cut these parameters", hint="give a strategy of the source"
@@ -138,7 +138,8 @@ def _box(tensor: WholeTensor, layout: Optional[Layout], local_rank: int) -> Box:
         ) from error
 
 
-def _owner(name: str) -> str:
+def owner(name: str) -> str:
+    """The parameter that a moment belongs to; a parameter itself."""
     prefix = next((p for p in OPTIMIZER_PREFIXES if name.startswith(p)), "")
     return name[len(prefix) :]
 
