@@ -17,7 +17,7 @@ from glm2.data import Row, encode_prompt
 from glm2.generate import Generator
 from glm2.metrics import say
 from glm2.model import Glm2
-from glm2.parallel import Layout, sum_over_ranks
+from glm2.parallel import Layout, sum_over_ranks, texts_of_ranks
 from glm2.sampling import GREEDY, Sampling
 from glm2.settings import Dataset
 from glm2.tokenizer import Tokenizer
@@ -53,9 +53,11 @@ def evaluate(
     mine = range(layout.data_rank, len(rows), layout.data_parallel)
     limit = min(dataset.max_source_length, model.config.seq_length - 1)
     prompts = {i: encode_prompt(rows[i].content, tokenizer, limit) for i in mine}
+    texts = kept.open() if kept and prompts else {}
+    if kept and layout.model_parallel > 1:
+        texts = _agreed(texts, layout)
     if not prompts:
         return []
-    texts = kept.open() if kept else {}
     texts = {i: text for i, text in texts.items() if i in prompts}
     if texts:
         say(f"eval goes on: {len(texts)} of {len(mine)} rows were answered before")
@@ -83,6 +85,16 @@ def evaluate(
     ]
 
 
+def gathered(scored: Sequence[Scored], layout: Layout) -> List[Scored]:
+    """The rows of all ranks in their order. All ranks must call this together."""
+    if layout.world_size == 1:
+        return list(scored)
+    mine = [] if layout.model_rank else [asdict(item) for item in scored]
+    shares = map(json.loads, texts_of_ranks(layout, json.dumps(mine, ensure_ascii=False)))
+    every = [Scored(**item) for share in shares for item in share]
+    return sorted(every, key=lambda item: item.row)
+
+
 def summarise(scored: Sequence[Scored], layout: Layout) -> Dict[str, float]:
     """Mean scores over the rows of all ranks, their number, and how many answers were blank."""
     sums = [sum(item.scores[name] for item in scored) for name in METRICS]
@@ -94,10 +106,10 @@ def summarise(scored: Sequence[Scored], layout: Layout) -> Dict[str, float]:
     return {**result, "rows": int(total[-2]), "blank": int(total[-1])}
 
 
-def write_report(folder: Path, rank: int, result: Dict[str, float], scored: List[Scored]) -> Path:
-    """``eval_rank_N.json``: the result over all ranks and the answers of this one."""
+def write_report(folder: Path, result: Dict[str, float], scored: List[Scored]) -> Path:
+    """``eval_rank_0.json``: the result and the answers of all ranks, which rank 0 writes."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"eval_rank_{rank}.json"
+    file = folder / "eval_rank_0.json"
     report = {"schema": 1, "result": result, "rows": [asdict(item) for item in scored]}
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -110,6 +122,15 @@ def table(result: Dict[str, float]) -> str:
     head = "  ".join(f"{name:>8}" for name in (*METRICS, "rows", "blank"))
     cells = [f"{result[name]:8.2f}" for name in METRICS]
     return head + "\n" + "  ".join([*cells, f"{result['rows']:8d}", f"{result['blank']:8d}"])
+
+
+def _agreed(texts: Dict[int, str], layout: Layout) -> Dict[int, str]:
+    """Of answers that ranks kept, those that all which share the layers have: they must ask for
+    the same rows."""
+    first = layout.data_rank * layout.model_parallel
+    kept = texts_of_ranks(layout, json.dumps(list(texts)))[first : first + layout.model_parallel]
+    common = set.intersection(*(set(json.loads(rows)) for rows in kept))
+    return {row: text for row, text in texts.items() if row in common}
 
 
 def score(prediction: str, reference: str) -> Dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import os
 import sys
 import time
@@ -220,12 +221,13 @@ def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> Di
         kept=kept,
     )
     result = evaluate.summarise(scored, rank.layout)
-    file = evaluate.write_report(folder, rank.layout.rank, result, scored)
+    every = evaluate.gathered(scored, rank.layout)
+    if rank.layout.rank == 0:
+        say(f"answers and scores: {evaluate.write_report(folder, result, every)}")
     if kept and scored:
         kept.remove()
     step = {"step": progress.step_num, "epoch": progress.epoch_num} if progress else {}
     rank.metrics.result({**step, **result})
-    say(f"answers and scores: {file}")
     print(evaluate.table(result), flush=True)
     return result
 
@@ -259,28 +261,39 @@ def _stamp(weights: str) -> Optional[List[Any]]:
 
 
 def _predict(rank: Rank, questions: List[str]) -> List[str]:
-    """Answer this rank's share of the questions in order and print them as the guide does.
+    """Answer the questions and print them as the guide does; of several ranks each answers its
+    share, and rank 0 has all of them in order.
 
     On a terminal, each answer is shown as it grows instead.
     """
+    from glm2.parallel import texts_of_ranks
     from glm2.predict import predict
 
     settings, layout = rank.settings, rank.layout
     dataset = needed(settings.eval or settings.train, "eval_dataset")
     tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
     mine = questions[layout.data_rank :: layout.data_parallel]
-    if not mine:
-        return []
+    alone = layout.world_size == 1
     terminal = sys.stdout.isatty()
-    show = functools.partial(print, end="", flush=True) if terminal else None
+    show = functools.partial(print, end="", flush=True) if terminal and alone else None
     sampling = Sampling.of(settings.model, settings.seed)
     answers: List[str] = []
     tokens, begun = 0, time.monotonic()
-    for answer in predict(rank.model, tokenizer, mine, sampling, show):
+    for answer in predict(rank.model, tokenizer, mine, sampling, show) if mine else ():
         answers.append(answer.text)
         tokens += answer.tokens
-        print("" if terminal else [{"text_generation_text": [answer.text]}], flush=True)
-    took = time.monotonic() - begun
+        if alone:
+            print("" if terminal else [{"text_generation_text": [answer.text]}], flush=True)
+    took = max(time.monotonic() - begun, 1e-9)
     say(f"{tokens} tokens in {took:.1f} s, {tokens / took:.1f} tokens/s with compilation")
+    if not alone:
+        told = "[]" if layout.model_rank else json.dumps(answers, ensure_ascii=False)
+        shares = [json.loads(share) for share in texts_of_ranks(layout, told)]
+        shares = shares[:: layout.model_parallel]
+        answers = [shares[i % len(shares)][i // len(shares)] for i in range(len(questions))]
+        if layout.rank:
+            return answers
+        for text in answers:
+            print([{"text_generation_text": [text]}], flush=True)
     rank.metrics.result({"predictions": answers})
     return answers
