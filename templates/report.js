@@ -145,7 +145,7 @@
     const redraw = interactive(box, 280, (root, width, height, tip) => {
       root.setAttribute("aria-label", spec.title + " over steps");
       const narrow = width < 520;
-      const right = narrow ? 12 : 86, left = 56, top = 14, bottom = 38;
+      const right = narrow ? 16 : 96, left = 56, top = 14, bottom = 38;
       const values = [];
       for (const s of spec.series) for (const part of [s.low, s.high]) for (const v of part) if (v !== null && (!log || v > 0)) values.push(v);
       if (!values.length) return null;
@@ -174,28 +174,28 @@
       }
       const labels = [];
       for (const s of spec.series) {
-        const few = spec.series.length === 1 && s.lines.length <= 4;
         if (s.lines.length > 1) svg("path", { class: "band-" + s.tone, d: area(s.steps, s.low, s.high, x, y, log) }, root);
         if (spec.series.length === 1 && s.lines.length > 1) {
           for (const one of s.lines) if (!one.slow) svg("path", { class: "thin", d: line(s.lineSteps, one.values, x, y, log) }, root);
           for (const one of s.lines) if (one.slow) {
             svg("path", { class: "slow", d: line(s.lineSteps, one.values, x, y, log) }, root);
             const at = one.values.reduce((found, v, i) => (v === null ? found : i), -1);
-            if (at >= 0) labels.push({ y: y(one.values[at]), text: "rank " + one.rank, tone: "slow" });
+            const slow = s.lines.filter((other) => other.slow).length;
+            if (at >= 0) labels.push({ y: y(one.values[at]), x: x(s.lineSteps[at]), text: slow > 3 ? slow + " slow ranks" : "rank " + one.rank, tone: "slow" });
           }
         }
         svg("path", { class: "middle " + s.tone, d: line(s.steps, s.middle, x, y, log) }, root);
         const at = s.middle.reduce((found, v, i) => (v === null ? found : i), -1);
-        if (at >= 0) labels.push({ y: y(s.middle[at]), text: spec.series.length > 1 ? s.name : s.lines.length > 1 ? "median" : "rank " + s.lines[0].rank, tone: s.tone, keep: true });
+        if (at >= 0) labels.push({ y: y(s.middle[at]), x: x(s.steps[at]), text: spec.series.length > 1 ? s.name : s.lines.length === 1 ? "rank " + s.lines[0].rank : "median", tone: s.tone, keep: true });
       }
       // Labels at the ends of the lines; what would cover another is left out.
       if (!narrow) {
         const taken = [];
         labels.sort((one, other) => (other.keep ? 1 : 0) - (one.keep ? 1 : 0));
         for (const label of labels) {
-          if (taken.some((v) => Math.abs(v - label.y) < 13)) continue;
-          taken.push(label.y);
-          svg("text", { class: "label " + label.tone, x: width - right + 6, y: label.y + 4 }, root, label.text);
+          if (taken.some((other) => Math.abs(other.y - label.y) < 13 && Math.abs(other.x - label.x) < 80)) continue;
+          taken.push(label);
+          svg("text", { class: "label " + label.tone, x: label.x + 6, y: label.y + 4 }, root, label.text);
         }
       }
       const cross = svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" }, root);
@@ -210,7 +210,7 @@
           const step = grid[i];
           cross.setAttribute("x1", x(step)); cross.setAttribute("x2", x(step)); cross.setAttribute("visibility", "visible");
           tip.replaceChildren();
-          html("b", "", tip, (grid.length < last ? "to step " : "step ") + step.toLocaleString("en"));
+          html("b", "", tip, (grid.length < last ? "around step " : "step ") + step.toLocaleString("en"));
           spec.series.forEach((s, n) => {
             const k = nearest(s.steps, step), v = s.middle[k];
             const inside = step <= s.steps[s.steps.length - 1] && v !== null;
@@ -280,17 +280,17 @@
     interactive(box, spec.lanes.length * row + 44, (root, width, height, tip) => {
       root.setAttribute("aria-label", "phases of each host over time");
       const longest = Math.max(...spec.lanes.map((lane) => lane.host.length));
-      const left = Math.min(width < 520 ? 92 : 170, longest * 7 + 12), right = 12, top = 4, bottom = 36;
+      const left = Math.min(width < 520 ? 100 : 170, longest * 7 + 12), right = 12, top = 4, bottom = 36;
       const x = (v) => left + v / spec.end * (width - left - right);
       for (const v of timeTicks(spec.end, width < 520 ? 4 : 9)) {
         svg("line", { class: "grid", x1: x(v), x2: x(v), y1: top, y2: height - bottom }, root);
         svg("text", { x: x(v), y: height - bottom + 17, "text-anchor": "middle" }, root, clock(v));
       }
       svg("text", { x: width - right, y: height - 3, "text-anchor": "end" }, root, "time since launch");
-      const most = Math.floor((left - 10) / 7);
+      const most = Math.floor((left - 8) / 6.8);
       spec.lanes.forEach((lane, n) => {
         const y = top + n * row;
-        const name = lane.host.length > most ? lane.host.slice(0, most - 1) + "…" : lane.host;
+        const name = lane.host.length > most ? "…" + lane.host.slice(1 - most) : lane.host;
         svg("text", { x: left - 8, y: y + row / 2 + 4, "text-anchor": "end" }, root, name);
         for (const [phase, from, to] of lane.phases) {
           svg("rect", { class: "ph-" + phase, x: x(from), y: y + 3, width: Math.max(1, x(to) - x(from)), height: row - 6, rx: 1 }, root);

@@ -14,6 +14,9 @@ from orchestrator.runs.state import RunState
 _MOST_LANES = 24
 _MOST_PHASES = 150
 _MOST_MARKS = 60
+_EACH, _COUNTED, _NONE = "each", "counted", "none"
+"""How the lines of single ranks are given: with their values, as so many, or not at all (the
+learning rate is the same for all)."""
 _PHASES = ("startup", "compile", "train", "checkpoint", "eval")
 
 CHARTS = (
@@ -35,7 +38,8 @@ def curve_charts(
         for (run, histories, slow), tone in zip(runs, "ab"):
             found = curves(histories, name)
             if found is not None:
-                series.append(_series(run, tone, found, slow, len(runs) == 1))
+                lines = _EACH if len(runs) == 1 else _COUNTED
+                series.append(_series(run, tone, found, slow, _NONE if name == "lr" else lines))
         if series:
             marks = _marks(runs[0][1], name) if len(runs) == 1 else []
             charts.append({
@@ -101,11 +105,9 @@ def lane_chart(
     return data, note, [phase for phase in (*_PHASES, "other") if phase in shown]
 
 
-def _series(
-    run: str, tone: str, found: Curves, slow: FrozenSet[int], with_lines: bool
-) -> Dict[str, Any]:
+def _series(run: str, tone: str, found: Curves, slow: FrozenSet[int], lines: str) -> Dict[str, Any]:
     band = found.band
-    lines = found.lines if with_lines else dict.fromkeys(found.lines, ())
+    values = {} if lines == _NONE else found.lines
     return {
         "name": "A" if tone == "a" else "B",
         "run": run,
@@ -118,8 +120,12 @@ def _series(
         "highRank": band.high_rank,
         "lineSteps": found.line_steps,
         "lines": [
-            {"rank": rank, "slow": int(rank in slow), "values": rounded(values)}
-            for rank, values in lines.items()
+            {
+                "rank": rank,
+                "slow": int(rank in slow),
+                "values": rounded(line) if lines == _EACH else [],
+            }
+            for rank, line in values.items()
         ],
     }
 

@@ -28,7 +28,7 @@ def comparison_values(a: Gathered, b: Gathered, now: float) -> Dict[str, Any]:
         },
     ]
     for one, other in zip(figures(a, summarise(a.shot, now)), figures(b, summarise(b.shot, now))):
-        row = _row(one[0], f"{one[1]} {one[2]}", f"{other[1]} {other[2]}")
+        row = _row(one[0], ", ".join(filter(None, one[1:3])), ", ".join(filter(None, other[1:3])))
         rows.append({**row, "change": _change(one[3], other[3])})
     charts = curve_charts([(run.shot.state.run_id, run.histories, frozenset()) for run in (a, b)])
     return {

@@ -7,6 +7,7 @@ and the highest value of every bucket and whose they were, so that no peak is lo
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -20,8 +21,8 @@ MOST_READ = 6_000
 _BUCKETS = 400
 _POINTS = 60_000
 _LEAST_POINTS = 60
-_CHUNK = 1 << 22
-_ALWAYS = (b'"phase"', b'"result"', b"true", b"NaN", b"Infinity", b"null")
+_CHUNK = 1 << 18
+_ALWAYS = re.compile(rb'"phase"|"result"|true|NaN|Infinity|null')
 """Lines that are read in any case: phases, results, overflows, losses that are no number."""
 
 FIELDS = {"loss": "loss", "speed": "tokens_per_s_per_p", "lr": "lr", "time": "step_time_s"}
@@ -214,23 +215,32 @@ def _stride(path: Path, most: int) -> int:
 
 
 def _entries(path: Path, stride: int) -> Iterator[Dict[str, Any]]:
-    for place, line in enumerate(_lines(path)):
-        if place % stride == 0 or any(word in line for word in _ALWAYS):
-            entry = parse_line(line)
-            if entry is not None:
-                yield entry
+    for line in _chosen(path, stride):
+        entry = parse_line(line)
+        if entry is not None:
+            yield entry
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    rest = b""
+def _chosen(path: Path, stride: int) -> Iterator[bytes]:
+    """Every ``stride``-th line, and those that are read in any case."""
+    place, rest = 0, b""
     try:
         with path.open("rb") as stream:
             while True:
                 data = stream.read(_CHUNK)
                 if not data:
                     break
-                *lines, rest = (rest + data).split(b"\n")
-                yield from lines
+                data = rest + data
+                *lines, rest = data.split(b"\n")
+                first = -place % stride
+                # Most pieces of a long file hold nothing but steps: one search for all of them.
+                if stride == 1 or _ALWAYS.search(data) is None:
+                    yield from lines[first::stride]
+                else:
+                    for number, line in enumerate(lines):
+                        if number % stride == first or _ALWAYS.search(line):
+                            yield line
+                place += len(lines)
     except FileNotFoundError:
         return
     yield rest
