@@ -21,6 +21,7 @@ from orchestrator.cli import (
     launch,
     logs,
     metrics,
+    notify,
     plan,
     preflight,
     ranktable,
@@ -63,6 +64,7 @@ for command in (
     ckpt.ckpt,
     runs.runs,
     schedule.schedule,
+    notify.notify,
 ):
     cli.add_command(command)
 

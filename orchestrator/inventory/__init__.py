@@ -15,6 +15,7 @@ from orchestrator.inventory.model import (
     SshAddress,
     SshOptions,
 )
+from orchestrator.inventory.notify import Notification, Secret
 from orchestrator.inventory.patterns import PatternError, expand
 from orchestrator.inventory.read import load_inventory, parse_inventory
 from orchestrator.inventory.standby import Quarantined, utc, working_hosts
@@ -25,8 +26,10 @@ __all__ = [
     "DevicesError",
     "Host",
     "Inventory",
+    "Notification",
     "PatternError",
     "Quarantined",
+    "Secret",
     "ServerId",
     "SshAddress",
     "SshOptions",

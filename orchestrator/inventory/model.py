@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Mapping, NewType, Optional, Tuple
 
 from orchestrator.errors import Location
+from orchestrator.inventory.notify import Notification
 
 SshAddress = NewType("SshAddress", str)
 """Where ssh connects to: a DNS name or an IP address."""
@@ -73,3 +74,5 @@ class Inventory:
     """Folder of the file: relative paths in it start here."""
     spares: Tuple[Host, ...] = ()
     """Hosts of the group ``spares``, not among ``hosts`` unless ``limit`` names them."""
+    notify: Tuple[Notification, ...] = ()
+    """Who is told of a run's start, failure, recovery and end."""

@@ -20,11 +20,12 @@ from orchestrator.inventory.model import (
     SshAddress,
     SshOptions,
 )
+from orchestrator.inventory.notify import read_notify
 from orchestrator.inventory.settings import HOST_KEYS, Layer, Reader
 from orchestrator.problems import Problems, shown
 from orchestrator.yaml_positions import compose, document
 
-_TOP = ("cluster", "ssh", "defaults", "groups", "hosts", "job")
+_TOP = ("cluster", "ssh", "defaults", "groups", "hosts", "job", "notify")
 _T = TypeVar("_T")
 
 
@@ -104,6 +105,9 @@ class _Reading:
             section = document(top["job"][1], reader.filename, self.problems)
             if section is not None and isinstance(section.value, dict):
                 job, locations = section.value, section.locations
+        notify = (
+            read_notify(reader, top["notify"][1], self.folder, self.home) if "notify" in top else []
+        )
         return Inventory(
             cluster=cluster,
             hosts=tuple(host for host in whole if SPARES not in host.groups),
@@ -112,6 +116,7 @@ class _Reading:
             job_locations=locations,
             folder=str(self.folder),
             spares=tuple(host for host in whole if SPARES in host.groups),
+            notify=tuple(notify),
         )
 
     def groups(self, node: yaml.Node) -> Dict[str, Layer]:
