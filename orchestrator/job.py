@@ -15,6 +15,7 @@ from typing import Dict, Mapping, Optional, Tuple, TypeVar
 from orchestrator import watch_options
 from orchestrator.errors import JobError, Location, UsageError
 from orchestrator.problems import Problems, nearest, shown
+from orchestrator.stage_options import PREFIX, Stage, StageOptionError, parse_stage
 from orchestrator.watch_options import Value
 from orchestrator.worker_config import WorkerConfig, load_config, set_value
 from orchestrator.yaml_positions import Document, parse_scalar
@@ -56,6 +57,8 @@ class Job:
     heartbeat_s: float = 1.0
     watch: Mapping[str, Value] = field(default_factory=dict)
     """How it is watched: keys of ``watch_options``, where they differ from the defaults."""
+    stage: Stage = field(default_factory=Stage)
+    """Files of this machine that the hosts get first; ``staged:NAME`` names them there."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def build_job(
         command = _split(options.worker_command)
     checkpoint = base.load_checkpoint
     if options.load_checkpoint:
-        checkpoint = os.path.normpath(cwd / options.load_checkpoint)
+        checkpoint = _host_path(options.load_checkpoint, cwd)
     job = replace(
         base,
         config=_config(options, section, config_dir, cwd, needed=not command),
@@ -207,6 +210,11 @@ def _split(command: str) -> Tuple[str, ...]:
     return argv
 
 
+def _host_path(text: str, folder: Path) -> str:
+    """An absolute path, from a relative one; what is staged has no folder yet."""
+    return text if text.startswith(PREFIX) else os.path.normpath(folder / text)
+
+
 def _given(option: Optional[_T], otherwise: _T) -> _T:
     return otherwise if option is None else option
 
@@ -243,6 +251,7 @@ _KEYS = (
     "grace_s",
     "heartbeat_s",
     "watch",
+    "stage",
 )
 
 
@@ -282,6 +291,7 @@ class _Section:
             grace_s=self.seconds("grace_s", Job.grace_s),
             heartbeat_s=self.seconds("heartbeat_s", Job.heartbeat_s),
             watch=self.watch(),
+            stage=self.stage(),
         )
 
     def text(self, key: str) -> Optional[str]:
@@ -295,7 +305,16 @@ class _Section:
 
     def path(self, key: str) -> Optional[str]:
         text = self.text(key)
-        return None if text is None else os.path.normpath(Path(self.defaults.folder) / text)
+        return None if text is None else _host_path(text, Path(self.defaults.folder))
+
+    def stage(self) -> Stage:
+        if self.defaults.values.get("stage") is None:
+            return Stage()
+        try:
+            return parse_stage(self.defaults.values["stage"], self.defaults.folder)
+        except StageOptionError as error:
+            self.wrong(f"`stage`: {error}", "stage", *error.path, hint=error.hint)
+            return Stage()
 
     def recipe(self) -> str:
         recipe = self.text("recipe")

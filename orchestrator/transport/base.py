@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Protocol, Sequence
+from typing import Callable, Iterable, Iterator, Optional, Protocol, Sequence
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,22 @@ class Transport(Protocol):
         run is exit status 127 or 126, as in a shell. ``timeout`` in seconds raises HostTimeout
         (a local command is killed; a remote one may live on). A connection lost before the exit
         status has arrived raises HostUnreachable: what happened there is unknown.
+        """
+        ...
+
+    def feed(
+        self,
+        argv: Sequence[str],
+        chunks: Iterable[bytes],
+        *,
+        timeout: Optional[float] = None,
+        on_output: Callable[[bytes], None],
+    ) -> Completed:
+        """``run`` for a conversation: standard input is made while it is sent, and standard output
+        is handed to ``on_output`` as it comes (the answer's ``stdout`` is empty).
+
+        ``on_output`` is called in this thread, and once more with nothing when no more will
+        come, for whatever reason; ``chunks``, which are taken in another thread, must end then.
         """
         ...
 

@@ -8,12 +8,18 @@ import os
 import signal
 import subprocess
 import threading
-from typing import IO, Iterable, Iterator, List, Optional, Sequence, cast
+from typing import IO, Callable, Iterable, Iterator, List, Optional, Sequence, cast
 
 from orchestrator.errors import HostTimeout, HostUnreachable
 from orchestrator.transport.base import Completed, RemoteFile, Stream
 from orchestrator.transport.files import put_files
-from orchestrator.transport.pipes import CHUNK, STDERR_TAIL, Collector, Feeder
+from orchestrator.transport.pipes import (
+    CHUNK,
+    STDERR_TAIL,
+    Collector,
+    Feeder,
+    ended_with_nothing,
+)
 
 _TERM_GRACE_S = 2.0
 _EXIT_AFTER_EOF_S = 10.0
@@ -37,6 +43,51 @@ class LocalTransport:
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout: Optional[float] = 60.0
     ) -> Completed:
         return self._exchange(argv, [stdin], timeout)
+
+    def feed(
+        self,
+        argv: Sequence[str],
+        chunks: Iterable[bytes],
+        *,
+        timeout: Optional[float] = None,
+        on_output: Callable[[bytes], None],
+    ) -> Completed:
+        process = self._spawn(argv)
+        stdin, stdout, stderr = (_pipe(p) for p in (process.stdin, process.stdout, process.stderr))
+        late = threading.Event()
+
+        def end_late() -> None:
+            late.set()
+            _end(process)
+
+        def write(piece: bytes) -> None:
+            stdin.write(piece)
+            stdin.flush()
+
+        timer = threading.Timer(timeout or 0.0, end_late)
+        try:
+            if timeout is not None:
+                timer.start()
+            errors = Collector(stderr.read1, stderr.close)
+            with ended_with_nothing(on_output):
+                feeder = Feeder(chunks, write, stdin.close)
+                while True:
+                    chunk = stdout.read1(CHUNK)
+                    if not chunk:
+                        break
+                    on_output(chunk)
+                status = process.wait()
+        finally:
+            timer.cancel()
+            _end(process)
+            stdout.close()
+        if late.is_set():
+            raise HostTimeout(f"`{argv[0]}` has not ended within {timeout:g} s", host=self.name)
+        feeder.join()
+        errors.join()
+        if feeder.error:
+            raise feeder.error
+        return Completed(_shell_status(status), b"", errors.data)
 
     def put(self, files: Sequence[RemoteFile], dest: str) -> None:
         put_files(self._exchange, host=self.name, python=self._python, files=files, dest=dest)

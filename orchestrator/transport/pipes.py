@@ -76,6 +76,16 @@ class Collector(threading.Thread):
         return bytes(self._kept)
 
 
+@contextlib.contextmanager
+def ended_with_nothing(on_output: Optional[Callable[[bytes], None]]) -> Iterator[None]:
+    """Whatever happens in the block, ``on_output`` is told that no more will come."""
+    try:
+        yield
+    finally:
+        if on_output is not None:
+            on_output(b"")
+
+
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         for start in range(0, len(chunk), PIECE):

@@ -16,7 +16,13 @@ from orchestrator.inventory import Host
 from orchestrator.transport.base import Completed, RemoteFile, Stream
 from orchestrator.transport.files import put_files
 from orchestrator.transport.handshake import drop_connection, open_connection
-from orchestrator.transport.pipes import CHUNK, STDERR_TAIL, Collector, Feeder
+from orchestrator.transport.pipes import (
+    CHUNK,
+    STDERR_TAIL,
+    Collector,
+    Feeder,
+    ended_with_nothing,
+)
 
 # sshd allows 10 sessions a connection (MaxSessions) and counts an ended one until its next look
 # around: four at once are at most eight, which leaves two for streams.
@@ -47,6 +53,16 @@ class SshTransport:
     ) -> Completed:
         return self._exchange(argv, [stdin], timeout)
 
+    def feed(
+        self,
+        argv: Sequence[str],
+        chunks: Iterable[bytes],
+        *,
+        timeout: Optional[float] = None,
+        on_output: Callable[[bytes], None],
+    ) -> Completed:
+        return self._exchange(argv, chunks, timeout, on_output)
+
     def put(self, files: Sequence[RemoteFile], dest: str) -> None:
         python = self._host.python
         put_files(self._exchange, host=self.name, python=python, files=files, dest=dest)
@@ -61,21 +77,26 @@ class SshTransport:
             drop_connection(connection)
 
     def _exchange(
-        self, argv: Sequence[str], stdin: Iterable[bytes], timeout: Optional[float]
+        self,
+        argv: Sequence[str],
+        stdin: Iterable[bytes],
+        timeout: Optional[float],
+        on_output: Optional[Callable[[bytes], None]] = None,
     ) -> Completed:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._sessions:
+        stdout = bytearray()
+        take = stdout.extend if on_output is None else on_output
+        with self._sessions, ended_with_nothing(on_output):
             channel = self._start(argv, timeout)
             try:
                 feeder = Feeder(stdin, _as_pipe(channel.sendall), _as_pipe(channel.shutdown_write))
                 stderr = Collector(channel.recv_stderr)
-                stdout = bytearray()
                 while True:
                     channel.settimeout(_remaining(deadline))
                     chunk = channel.recv(CHUNK)
                     if not chunk:
                         break
-                    stdout += chunk
+                    take(chunk)
                 if not channel.status_event.wait(_remaining(deadline)):
                     raise socket.timeout
                 stderr.join(_remaining(deadline))
