@@ -1,6 +1,6 @@
 """Greedy decoding of a small GLM2 on the processor: ours beside PyTorch, in one run.
 
-    python -m benchmarks.glm2_decode [--rounds 5] [--answers 5] [--threads 2]
+    python -m benchmarks.glm2_decode [--rounds 5] [--answers 5] [--threads 2] [--products]
 
 8 layers, hidden size 512, 8 heads of 64 channels, 2 key/value groups, feed-forward size 1408,
 vocabulary 8192, float32: a prompt of 64 tokens and 128 new ones, one row, with a key/value cache.
@@ -49,6 +49,15 @@ CONFIG = ModelConfig(
     eos_token_id=8192,  # none: all answers have the same length
 )
 CONTESTANTS = ("ours", "torch + oneDNN", "torch")
+PRODUCTS = ("products of MindSpore", "products of oneDNN")
+"""The matrix products of a token and nothing else: what no arrangement of the rest can beat."""
+LINEARS = (
+    ("self_attention.query_key_value.weight", 512),
+    ("self_attention.dense.weight", 512),
+    ("mlp.dense_h_to_4h.weight", 512),
+    ("mlp.dense_4h_to_h.weight", 1408),
+)
+"""The linear layers of a layer, and how many numbers each takes."""
 
 Answer = Callable[[List[int]], List[int]]
 """The new tokens behind a prompt."""
@@ -61,18 +70,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each contestant")
     parser.add_argument("--answers", type=int, default=5, help="measured answers of a process")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--products", action="store_true", help="also measure a token's matrix products alone"
+    )
+    parser.add_argument("--contestant", choices=CONTESTANTS + PRODUCTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
         print(json.dumps(measure(options.contestant, options.answers, options.threads)))
         return
-    speeds: Dict[str, List[float]] = {name: [] for name in CONTESTANTS}
+    names = CONTESTANTS + (PRODUCTS if options.products else ())
+    speeds: Dict[str, List[float]] = {name: [] for name in names}
     said = set()
     for number in range(options.rounds):
-        for name in CONTESTANTS[number % 3 :] + CONTESTANTS[: number % 3]:
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
             found = fresh_process(name, options)
             speeds[name].append(found["tokens_per_s"])
-            said.add(tuple(found["tokens"]))
+            if name in CONTESTANTS:
+                said.add(tuple(found["tokens"]))
             print(
                 f"round {number + 1}  {name:15} {found['tokens_per_s']:7.1f} tokens/s",
                 file=sys.stderr,
@@ -111,6 +126,9 @@ def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
 
 def measure(name: str, answers: int, threads: int) -> Dict[str, Any]:
     """Median speed over the answers behind the first, and the tokens of one."""
+    if name in PRODUCTS:
+        token = products_of_mindspore if name == PRODUCTS[0] else products_of_onednn
+        return {"tokens_per_s": token(answers, threads)}
     answer = ours(threads) if name == "ours" else torch_answer(threads, onednn=name != "torch")
     prompt = np.random.default_rng(1).integers(3, CONFIG.padded_vocab_size, PROMPT).tolist()
     seconds: List[float] = []
@@ -153,6 +171,57 @@ def ours(threads: int) -> Answer:
         parameter.set_data(ms.Tensor(values[parameter.name]))
     generator = Generator(model, batch=1, width=PROMPT, capacity=PROMPT + NEW)
     return lambda prompt: generator.generate([prompt], max_new_tokens=NEW)[0]
+
+
+def products_of_mindspore(answers: int, threads: int) -> float:
+    """Tokens/s if a token were only its matrix products."""
+    import mindspore as ms
+
+    from benchmarks.glm2_products import Products
+    from glm2.parallel import Layout, start
+    from glm2.settings import Device
+
+    start(Device(target="CPU", threads=threads), Layout(), {})
+    cell = Products(weights(), LINEARS, CONFIG.num_layers)
+    x = ms.Tensor(np.ones((1, CONFIG.hidden_size), np.float32))
+    return per_second(lambda: cell(x).asnumpy(), answers)
+
+
+def products_of_onednn(answers: int, threads: int) -> float:
+    """The same of the peer, with the weights laid out beforehand."""
+    import torch
+
+    torch.set_num_threads(threads)
+    lay_out = torch.ops.mkldnn._reorder_linear_weight
+    packed = {
+        name: lay_out(torch.from_numpy(value), 1)
+        for name, value in weights().items()
+        if value.ndim == 2 and "embedding" not in name
+    }
+
+    def product(x: Any, name: str) -> Any:
+        return torch.ops.mkldnn._linear_pointwise(x, packed[name], None, "none", [], "")
+
+    def token() -> None:
+        x = torch.ones((1, CONFIG.hidden_size))
+        for number in range(CONFIG.num_layers):
+            for name, inputs in LINEARS:
+                x = product(x[:, :inputs], f"transformer.encoder.layers.{number}.{name}")
+        product(x, "transformer.output_layer.weight")
+
+    with torch.inference_mode():
+        return per_second(token, answers)
+
+
+def per_second(token: Callable[[], object], answers: int) -> float:
+    """Median over as many runs of NEW calls as there are answers, behind a first one."""
+    seconds: List[float] = []
+    for _ in range(1 + answers):
+        begun = time.perf_counter()
+        for _ in range(NEW):
+            token()
+        seconds.append(time.perf_counter() - begun)
+    return NEW / median(seconds[1:])
 
 
 def torch_answer(threads: int, onednn: bool) -> Answer:
