@@ -15,10 +15,15 @@ from orchestrator.transport.base import RemoteFile
 def host_files(plan: Plan, host: HostPlan) -> List[RemoteFile]:
     """Every file of one host, with paths relative to its run folder."""
     files = [RemoteFile(item.path, item.text.encode(), None, item.mode) for item in host.files]
-    files += _tree(Path(orchestrator.node.__path__[0]), "node", ("*.py",))
+    files += node_files()
     if plan.ships_worker:
         files += _tree(worker_folder(), "code/glm2", ("*.py", "*.yaml"))
     return files
+
+
+def node_files() -> List[RemoteFile]:
+    """The node side, as it is."""
+    return _tree(Path(orchestrator.node.__path__[0]), "node", ("*.py",))
 
 
 def worker_folder() -> Path:
