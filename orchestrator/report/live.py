@@ -113,7 +113,7 @@ def _figures(summary: Summary) -> Text:
         text.append(sparkline(summary.losses, 12), "magenta").append("   ")
     if summary.speed is not None:
         text.append(f"{quantity(summary.speed)} ", "bold").append("tokens/s/p ")
-        text.append(sparkline(summary.speeds, 12, low=0.0), "cyan")
+        text.append(_speed_bars(summary.speeds, 12), "cyan")
         text.append(f"   {quantity(summary.speed_in_all)} in all", "dim")
     if summary.reported_s is not None and not summary.state.status.is_terminal:
         text.append(f"   {duration(summary.reported_s)} ago", "dim")
@@ -127,7 +127,8 @@ def _legend(hosts: Sequence[HostView]) -> Text:
         for doing in host.doing:
             counts[doing] = counts.get(doing, 0) + 1
     ranks = sum(counts.values())
-    text = Text(f"{len(hosts)} host{'s' * (len(hosts) != 1)}, {ranks} ranks: ", "dim")
+    text = Text()
+    text.append(f"{len(hosts)} host{'s' * (len(hosts) != 1)}, {ranks} ranks: ", "dim")
     order = list(MARKS)
     for doing in sorted(counts, key=order.index):
         mark, style = MARKS[doing]
@@ -176,7 +177,8 @@ def _rows(hosts: Sequence[HostView], width: int, devices: bool) -> List[Text]:
 def _row(
     host: HostView, name: int, columns: Sequence[Tuple[str, int, bool]], fastest: float
 ) -> Text:
-    text = Text(_fit(printable(host.name), name), "bold yellow" if host.troubles else "")
+    text = Text()
+    text.append(_fit(printable(host.name), name), "bold yellow" if host.troubles else "")
     usage = host.usage
     values = {
         "RANKS": format_ranks(host.ranks),
@@ -187,7 +189,7 @@ def _row(
         "USE": "-" if usage is None or usage.busy is None else f"{usage.busy:.0f}%",
         "MEM": "-" if usage is None or usage.memory is None else f"{usage.memory:.0f}%",
         "°C": "-" if usage is None or usage.celsius is None else str(usage.celsius),
-        "TREND": sparkline(host.speeds, 8, low=0.0, high=fastest),
+        "TREND": _speed_bars(host.speeds, 8, fastest),
         "HEARD": "-" if host.heard_s is None else duration(host.heard_s),
     }
     for title, size, right in columns:
@@ -197,7 +199,7 @@ def _row(
                 text.append(*MARKS[doing])
             text.append(" " * (size - len(host.doing)))
             continue
-        style = "bold yellow" if title == "HEARD" and host.silent else ""
+        style = {"TREND": "cyan", "HEARD": "bold yellow" if host.silent else ""}.get(title, "")
         value = _fit(values[title], size)
         text.append(value.strip().rjust(size) if right else value, style)
     return text
@@ -212,7 +214,8 @@ def _rank_map(hosts: Sequence[HostView], width: int) -> List[Text]:
     for start in range(0, len(hosts), across):
         some = hosts[start : start + across]
         first = next((host.ranks[0] for host in some if host.ranks), 0)
-        line = Text(str(first).rjust(digits), "dim")
+        line = Text()
+        line.append(str(first).rjust(digits), "dim")
         for host in some:
             line.append(" ")
             for doing in host.doing:
@@ -228,7 +231,8 @@ def _host_map(hosts: Sequence[HostView], width: int) -> List[Text]:
     across = max(1, width - digits - 1)
     lines: List[Text] = []
     for start in range(0, len(hosts), across):
-        line = Text(str(start).rjust(digits) + " ", "dim")
+        line = Text()
+        line.append(str(start).rjust(digits) + " ", "dim")
         for host in hosts[start : start + across]:
             line.append(*MARKS[host.worst])
         lines.append(line)
@@ -290,6 +294,11 @@ def line_of(shot: Snapshot, now: float) -> str:
     parts.append(", ".join(f"{count} {doing}" for doing, count in counts.items()))
     notes = _foot(shot, summary, hosts, now)
     return " · ".join([*parts, *([notes[-1].plain] if notes else [])])
+
+
+def _speed_bars(speeds: Sequence[float], width: int, fastest: float = 0.0) -> str:
+    """From zero, so that a drop looks as deep as it is; the usual speed leaves some room above."""
+    return sparkline(speeds, width, low=0.0, high=1.15 * max([fastest, *speeds]))
 
 
 def _fit(text: str, size: int) -> str:
