@@ -16,7 +16,7 @@ def read_prompts(given: Sequence[str]) -> List[str]:
     """
     texts: List[str] = []
     for item in given:
-        if len(item) < 1024 and Path(item).is_file():
+        if _is_file(item):
             texts += [line for line in Path(item).read_text("utf-8").splitlines() if line.strip()]
         else:
             texts.append(item)
@@ -28,3 +28,10 @@ def read_prompts(given: Sequence[str]) -> List[str]:
             hint=r'for example --predict_data "[Round 1]\n\n问：你好\n\n答："',
         )
     return [text.replace("\\n", "\n") for text in texts]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte in it
+        return False
