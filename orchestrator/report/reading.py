@@ -85,11 +85,12 @@ class RunReader:
         )
 
     def _launched(self, event: Event) -> None:
+        # A second one: the first was undone, and other hosts were chosen.
+        self._hosts, self._host_events, self._ranks = {}, {}, {}
         for host in event["hosts"]:
             name = host["name"]
-            if name not in self._hosts:
-                self._hosts[name] = _Growing(self._paths.host_journal(name))
-                self._host_events[name] = []
+            self._hosts[name] = _Growing(self._paths.host_journal(name))
+            self._host_events[name] = []
             ranks = [one for one in host["processes"] if one["rank"] is not None]
             for slot, process in enumerate(ranks):
                 path = self._paths.metrics(process["name"])

@@ -184,6 +184,10 @@ def _notes(run: Gathered) -> List[Values]:
         notes.append(("plain", text))
     if state.unwatched:
         notes.append(("warn", "nobody watches this run: what is shown may be old"))
+    if state.left:
+        hosts = ", ".join(str(one.get("host")) for one in state.left[:5])
+        more = f" and {len(state.left) - 5} more" if len(state.left) > 5 else ""
+        notes.append(("bad", f"not proved clean at the end: {hosts}{more}"))
     if run.plan_problem:
         notes.append(("warn", run.plan_problem))
     notes += [("plain", note) for note in (run.plan.notes if run.plan is not None else ())]

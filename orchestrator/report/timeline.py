@@ -89,24 +89,51 @@ class _Merging:
                 yield Moment(group.wall, text, group.tone, hosts, group.until)
 
 
+_SENTENCES = {
+    "start-spread": ("plain", "the hosts started within {spread_s} s"),
+    "take-over": ("warn", "{owner} took the run over"),
+    "resume": ("plain", "goes on from run {run_id}"),
+    "replanned": ("warn", "planned anew: {notes}"),
+    "swept": ("warn", "ended {swept} processes that run {run_id} had left"),
+    "notified": ("plain", "told {to} of: {of}"),
+    "notify-failed": ("warn", "could not tell {to}: {error}"),
+    "stacks-failed": ("warn", "could not take stacks: {error}"),
+}
+"""Events of the controller by their fields."""
+
+
+class _Fields(Dict[str, str]):
+    """The fields of an event as text; one that is not there is a question mark."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__()
+        for name, value in event.items():
+            texts = value if isinstance(value, list) else [value]
+            self[name] = "; ".join(map(str, texts))
+
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
 def _controller_event(event: Event, into: _Merging) -> None:
     kind, wall = str(event.get("event")), _wall(event)
+    host = str(event.get("host") or "")
     if wall is None:
         return
     if kind == "host":
         text = {"sent": "files sent", "armed": "supervisor armed", "started": "ranks started"}
         state = str(event.get("state"))
         said = text.get(state, state)
-        into.add((kind, state), wall, "plain", _same(said), str(event.get("host")))
+        into.add((kind, state), wall, "plain", _same(said), host)
     elif kind == "decision":
         stops = event.get("action") == "stop"
         said = ("stopping the run: " if stops else "") + sentence(event)
         into.add((kind, said), wall, "bad" if stops else "warn", _times(said))
     elif kind == "stopped":
-        into.add(kind, wall, "plain", _same("ended by us"), str(event.get("host")))
+        into.add(kind, wall, "plain", _same("ended by us"), host)
     elif kind in ("stop-failed", "undo-failed"):
         said = f"{kind.replace('-', ' ')}: {event.get('error')}"
-        into.add((kind, said), wall, "bad", _same(said), str(event.get("host")))
+        into.add((kind, said), wall, "bad", _same(said), host)
     elif kind == "launch":
         hosts = event.get("hosts") or ()
         said = f"launched: {event.get('mode')} on {event.get('cluster')}, "
@@ -119,9 +146,17 @@ def _controller_event(event: Event, into: _Merging) -> None:
         cause = (event.get("cause") or {}).get("sentence")
         tone = {"succeeded": "good", "failed": "bad"}.get(outcome, "warn")
         into.add((kind, wall), wall, tone, _same(f"{outcome}: {cause}" if cause else outcome))
+    elif kind == "certificate":
+        clean = bool(event.get("clean"))
+        said = "nothing is left there" if clean else "something of the run is left there"
+        into.add((kind, clean), wall, "good" if clean else "bad", _same(said), host)
+    elif kind in _SENTENCES:
+        tone, pattern = _SENTENCES[kind]
+        said = pattern.format_map(_Fields(event))
+        into.add((kind, said), wall, tone, _times(said), host)
     else:
         said = _other(event)
-        into.add((kind, said), wall, "plain", _times(said), str(event.get("host") or ""))
+        into.add((kind, said), wall, "plain", _times(said), host)
 
 
 def _node_event(host: str, event: Event, ahead: float, into: _Merging) -> None:

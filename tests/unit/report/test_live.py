@@ -169,6 +169,20 @@ def test_only_what_was_added_is_read(tmp_path, monkeypatch):
     assert reader.read().tracks[1].latest["step"] == 502
 
 
+def test_a_launch_on_other_hosts_replaces_the_first(tmp_path):
+    paths = made_run(tmp_path, hosts=2)
+    reader = RunReader(paths)
+    assert len(reader.read().state.hosts) == 2
+    again = json.loads(paths.journal.read_text().splitlines()[0])
+    again["hosts"][1]["name"] = "spare"
+    with paths.journal.open("a") as stream:
+        stream.write(json.dumps(again) + "\n")
+    shot = reader.read()
+    assert [host.name for host in shot.state.hosts] == ["192.168.0.0", "spare"]
+    assert shot.tracks[0].latest["step"] == 60
+    assert "spare" in "\n".join(screen(shot))
+
+
 def test_the_command_in_a_pipe(tmp_path, monkeypatch):
     monkeypatch.setenv("GLM2_ORCH_HOME", str(tmp_path))
     made_run(tmp_path, hosts=2, failed_rank=3, ended="failed")

@@ -52,6 +52,27 @@ def test_events_of_another_version_are_shown_as_they_are():
     assert texts([{"event": "no time"}]) == []
 
 
+def test_events_with_sentences_of_their_own():
+    clean = {"event": "certificate", "clean": True}
+    events = [
+        {"wall": 1.0, "event": "replanned", "notes": ["s1 for n3", "n3 is off"]},
+        {"wall": 2.0, "event": "start-spread", "spread_s": 0.4},
+        {"wall": 3.0, "event": "take-over", "owner": "attach {pid} (pid 12)"},
+        {"wall": 4.0, "event": "swept", "host": "a", "swept": 3},
+        {"wall": 5.0, "host": "a", **clean},
+        {"wall": 5.0, "host": "b", **clean},
+        {"wall": 5.5, "event": "certificate", "host": "c", "clean": False},
+    ]
+    assert texts(events) == [
+        (1.0, "warn", "planned anew: s1 for n3; n3 is off", ()),
+        (2.0, "plain", "the hosts started within 0.4 s", ()),
+        (3.0, "warn", "attach {pid} (pid 12) took the run over", ()),
+        (4.0, "warn", "ended 3 processes that run ? had left", ("a",)),
+        (5.0, "good", "nothing is left there", ("a", "b")),
+        (5.5, "bad", "something of the run is left there", ("c",)),
+    ]
+
+
 def test_long_runs_keep_their_beginning_and_end():
     events = [{"wall": float(n), "event": f"e{n}"} for n in range(1000)]
     moments, left_out = timeline(events, {}, {})
