@@ -46,6 +46,21 @@ class ColumnSums(nn.Cell):
         return self.product(ops.ones((1, x.shape[0]), ms.float32), x).reshape((-1,))
 
 
+class AddBias(nn.Cell):
+    """``x + bias``: [N, size] and [size]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.column_sums = ColumnSums()
+
+    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
+        return x + bias
+
+    def bprop(self, x: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor]:
+        """Gradients of both; the sum is made in float32."""
+        return dout, self.column_sums(dout.astype(ms.float32)).astype(bias.dtype)
+
+
 class RootMeanSquare(nn.Cell):
     """``x / sqrt(mean(x²) + eps) · weight`` over the last axis of float32 ``x`` [N, size]."""
 

@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, initializer
 
 from glm2.config import ModelConfig
-from glm2.fused import RootMeanSquare, SwiGlu
+from glm2.fused import AddBias, RootMeanSquare, SwiGlu
 
 ROTARY_BASE = 10000.0
 
@@ -33,7 +33,7 @@ class Linear(nn.Cell):
         if bias:
             self.bias = new_weight((outputs,), kind, "zeros", name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
-        self.add_bias = ops.BiasAdd()
+        self.add_bias = AddBias()
         self.adapter: Optional[nn.Cell] = None
         """What LoRA adds to the output; see lora.py."""
         self.enter: Optional[nn.Cell] = None
