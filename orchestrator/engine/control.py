@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 from orchestrator.engine.hosts import connected, load_hosts, on_each
 from orchestrator.engine.launch import OpenRun
 from orchestrator.errors import Busy, OrchError, PlanError
+from orchestrator.notifications.announcer import Announcer
 from orchestrator.planning.plan import Plan, plan_from_json
 from orchestrator.runs import lease
 from orchestrator.runs.journal import Journal
@@ -42,7 +43,8 @@ def reopened(paths: RunPaths) -> Iterator[OpenRun]:
     epoch = lease.last_epoch(paths.lock)
     caller = ("--epoch", str(epoch)) if epoch else ()
     with connected(load_hosts(paths.hosts_file)) as transports:
-        yield OpenRun(paths, Journal(paths.journal), plan, transports, caller)
+        journal = Journal(paths.journal, listener=Announcer(paths))
+        yield OpenRun(paths, journal, plan, transports, caller)
 
 
 def take_over(run: OpenRun, held: lease.Lease) -> OpenRun:

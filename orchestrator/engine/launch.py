@@ -25,6 +25,7 @@ from orchestrator.engine.reader import HostRun, Observer
 from orchestrator.engine.rules import rules_of
 from orchestrator.engine.supervisor import Supervisor
 from orchestrator.inventory import Inventory
+from orchestrator.notifications.announcer import Announcer, notify_file, save_receivers
 from orchestrator.planning.plan import HostPlan, Plan
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.layout import RunPaths
@@ -72,7 +73,8 @@ def open_run(
     save_hosts(paths.hosts_file, [host for host in inventory.hosts if host.name in planned])
     if plan.rank_table is not None:
         paths.rank_table.write_text(plan.rank_table, encoding="utf-8")
-    journal = Journal(paths.journal)
+    save_receivers(notify_file(paths), inventory.notify)
+    journal = Journal(paths.journal, listener=Announcer(paths))
     journal.append(
         "launch",
         cluster=plan.cluster,

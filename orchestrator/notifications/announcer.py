@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 from orchestrator.errors import Location, PlanError
 from orchestrator.inventory import Notification, Secret
 from orchestrator.notifications.message import what_it_is
+from orchestrator.runs.journal import Journal
 from orchestrator.runs.layout import RunPaths
 
 
@@ -23,16 +24,20 @@ class Announcer:
 
     def __init__(self, paths: RunPaths) -> None:
         self._paths = paths
-        self._receivers: Sequence[Notification] = load_receivers(notify_file(paths))
         self._children: List[subprocess.Popen[bytes]] = []
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
         event = what_it_is(entry)
+        if event is None:
+            return
         # Those that have ended are let go.
         self._children = [child for child in self._children if child.poll() is None]
-        if event is None or not any(event in receiver.on for receiver in self._receivers):
-            return
-        self._children.append(self._start(entry))
+        try:
+            receivers = load_receivers(notify_file(self._paths))
+            if any(event in receiver.on for receiver in receivers):
+                self._children.append(self._start(entry))
+        except (OSError, PlanError) as error:  # whoever cannot be told, the job goes on
+            Journal(self._paths.journal).append("notify-failed", of=event, problem=str(error))
 
     def _start(self, entry: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(

@@ -49,15 +49,15 @@ def what_it_is(entry: Event) -> Optional[str]:
         return "start"
     if kind == "end":
         return "failure" if entry.get("outcome") == "failed" else "end"
-    if kind in RECOVERIES:
+    if kind == "recovered":
+        return "recovery"
+    if kind == "take-over" and not str(entry.get("owner", "")).startswith(HANDED_OVER):
         return "recovery"
     return None
 
 
-RECOVERIES: Mapping[str, str] = {
-    "take-over": "another controller has taken over",
-}
-"""Entries that say how a run went on after something broke, each with its sentence."""
+HANDED_OVER = "background controller"
+"""Begin of the owner where a command handed its run over on purpose: nothing had broken."""
 
 
 def message_of(run_id: str, entry: Event, launch: Event) -> Optional[Message]:
@@ -73,8 +73,8 @@ def message_of(run_id: str, entry: Event, launch: Event) -> Optional[Message]:
         ranks, hosts = launch.get("world_size", "?"), len(launch.get("hosts", ()))
         sentence = f"{what} has started: {ranks} ranks on {hosts} hosts"
     elif event == "recovery":
-        said = entry.get("sentence") or RECOVERIES[str(entry["event"])]
-        sentence = f"{what} goes on: {said}"
+        taken = f"its controller was gone, and {entry.get('owner')} watches it now"
+        sentence = f"{what} goes on: {entry.get('sentence') or taken}"
     else:
         took = _duration(float(entry["wall"]) - float(launch.get("wall", entry["wall"])))
         ended = {"failed": "failed", "cancelled": "was stopped"}.get(str(outcome), str(outcome))

@@ -6,19 +6,26 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 
 class Journal:
     """The controller's journal: what it intended, decided and did.
 
     Each line is one object with ``wall`` (seconds since 1970) and ``event``. A line is one
-    ``write`` to a file opened for appending, so lines of two writers never mix.
+    ``write`` to a file opened for appending, so lines of two writers never mix. ``listener`` is
+    called with each event after it was written.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        listener: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
         self._path = path
         self._clock = clock
+        self._listener = listener
 
     def append(self, event: str, **fields: Any) -> Dict[str, Any]:
         """Add one event, durable on return."""
@@ -30,6 +37,7 @@ class Journal:
             os.fsync(fd)
         finally:
             os.close(fd)
+        self._listener(entry)
         return entry
 
     def events(self) -> List[Dict[str, Any]]:
