@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Parameter
 
 from glm2.checkpoint import conclude, load_state, save_checkpoint
+from glm2.communication import seconds_of
 from glm2.data import Batches
 from glm2.division import division_of
 from glm2.file_form import FileForm
@@ -25,6 +26,7 @@ from glm2.parallel import Layout, meet
 from glm2.settings import Settings
 from glm2.strategy import write_strategy
 from glm2.train_step import StepNumbers, StepResult, make_step
+from glm2.volume import exchanges
 from glm2.weights import Progress
 
 STOPPED = 143
@@ -65,6 +67,8 @@ class Trainer:
         self._saved: Optional[Progress] = None
         self._said = -math.inf
         self._pace = 0.0
+        self._communication = 0.0
+        """Seconds of a step that its collectives take."""
 
     @property
     def state(self) -> Tuple[Parameter, ...]:
@@ -131,6 +135,11 @@ class Trainer:
         begun = time.monotonic()
         self.step.prepare(ids, labels, self._numbers())
         say(f"compiled in {time.monotonic() - begun:.1f} s")
+        if self.layout.world_size > 1 and self.settings.train:
+            rows = self.settings.train.batch_size
+            step = exchanges(self.settings, self.layout, rows)
+            self._communication = seconds_of(step, self.layout)
+            say(f"the collectives of a step take {self._communication:.4f} s by themselves")
         self.metrics.phase("train")
 
     def _batches(self) -> Iterator[Tuple[int, Tuple[np.ndarray, np.ndarray]]]:
@@ -179,6 +188,7 @@ class Trainer:
             lr=rate,
             tokens_per_s_per_p=round(speed, 1),
             step_time_s=round(seconds, 4),
+            communication_share=round(min(self._communication / seconds, 1.0), 4),
             loss_scale=used_scale,
             overflow=not result.finite,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
 import click
 
@@ -13,7 +13,7 @@ from orchestrator.errors import Terminated
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
-    from orchestrator.runs.layout import RunPaths
+    from orchestrator.runs.layout import RunPaths, RunStore
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     metavar="[DURATION]",
     help="Wait until no other run holds the devices, for ever or e.g. 30m; put it after MODE.",
 )
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="latest",
+    metavar="[RUN]",
+    help="Go on from the last complete step of RUN (the last training), also in another layout or "
+    "on other hosts; put it after MODE.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before starting on several hosts.")
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
 @output_option("table", "json")
@@ -41,6 +49,7 @@ def launch(
     dry_run: bool,
     skip_preflight: bool,
     wait: Optional[str],
+    resume: Optional[str],
     yes: bool,
     show_logs: bool,
     output: str,
@@ -63,6 +72,8 @@ def launch(
     from orchestrator.runs.layout import RunStore, home
 
     waiting = None if wait is None else parse_wait(wait)
+    store = RunStore(home())
+    earlier = None if resume is None else _earlier(store, resume, request)
     inventory = requests.read_inventory(inventory_file, limit)
     inventory = requests.with_devices(inventory, request["devices"])
     inventory, notes = requests.without_quarantined(inventory)
@@ -72,8 +83,9 @@ def launch(
     if dry_run:
         print_plan(requests.plan_offline(inventory, job, None, notes), output)
         return
-    wanted = Wanted(inventory, notes, job, preflight=not skip_preflight, wait=waiting)
-    store = RunStore(home())
+    wanted = Wanted(
+        inventory, notes, job, preflight=not skip_preflight, wait=waiting, resume=earlier
+    )
     store.check_free(job.run_id)
     paths = store.path(job.run_id)
     with connected((*inventory.hosts, *inventory.spares)) as transports:
@@ -93,6 +105,25 @@ def launch(
         print_json({"run_id": paths.run_id, "status": "running", "controller_pid": pid})
     else:
         click.echo(paths.run_id)
+
+
+def _earlier(store: RunStore, resume: str, request: Dict[str, Any]) -> RunPaths:
+    """The run to go on from; tells the worker, in ``request``, where its checkpoint will be."""
+    from orchestrator.engine.resume import TRAINING, WORKER_ARGS, earlier_run
+    from orchestrator.errors import UsageError
+
+    if request["mode"] not in TRAINING:
+        raise UsageError(
+            f"--resume goes on with a training, not with {request['mode']}",
+            hint=f"for {request['mode']}, give the weights as --load-checkpoint",
+        )
+    if request["worker_command"] or request["load_checkpoint"]:
+        raise UsageError(
+            "--resume does not go together with --worker-command or --load-checkpoint",
+            hint="the weights come from the earlier run",
+        )
+    request["worker_args"] = (*request["worker_args"], *WORKER_ARGS)
+    return earlier_run(store, resume)
 
 
 def parse_wait(text: str) -> float:

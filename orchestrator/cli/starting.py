@@ -32,6 +32,8 @@ class Wanted:
     preflight: bool
     wait: Optional[float]
     """Seconds to wait for devices that others hold (infinite: for ever); None: not at all."""
+    resume: Optional[RunPaths] = None
+    """The run whose checkpoint the ranks go on from."""
 
 
 @contextmanager
@@ -52,6 +54,7 @@ def started(
     from orchestrator.engine.arming import give_up, start_run, with_spare
     from orchestrator.engine.control import is_running
     from orchestrator.engine.launch import open_run
+    from orchestrator.engine.resume import prepare
     from orchestrator.runs import lease
 
     until = math.inf if wanted.wait is None else time.monotonic() + wanted.wait
@@ -69,6 +72,9 @@ def started(
             run = run.controlled_by(held)
             say(f"run {plan.run_id}: {ranks_on_hosts(plan)}")
             try:
+                if wanted.resume is not None:
+                    for note in prepare(run, wanted.resume):
+                        say(note)
                 with steps_shown() as progress:
                     found = start_run(run, progress)
                 break

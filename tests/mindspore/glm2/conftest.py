@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Iterator, List
+from typing import Callable, Dict, Iterator, List
 
 import pytest
 
 from glm2 import sample
+from tests.mindspore.glm2.launched import Launches, Shape
 from tests.mindspore.glm2.worker import TRAINING, Workers
 
 ROWS = 48
@@ -52,3 +53,25 @@ def pair(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert codes == [0, 0], "".join(log.read_text() for log in sorted(folder.glob("*.log")))
     assert scheduler.wait(timeout=60) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def launches(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Launches:
+    """Launches trainings on ``data``."""
+    return Launches(tmp_path_factory.mktemp("l"), data)
+
+
+@pytest.fixture(scope="session")
+def trained(launches: Launches) -> Callable[[Shape], str]:
+    """Runs a layout once; the id of its run."""
+    done: Dict[Shape, str] = {}
+
+    def train(shape: Shape) -> str:
+        if shape not in done:
+            run_id = f"{shape}-{len(done)}"
+            result = launches.launch(run_id, shape)
+            assert result.status == 0, result.stderr + launches.said(run_id, shape.ranks)
+            done[shape] = run_id
+        return done[shape]
+
+    return train

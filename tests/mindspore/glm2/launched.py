@@ -22,7 +22,8 @@ SMALL = (
     MODEL + "hidden_size=64", MODEL + "ffn_hidden_size=128", MODEL + "kv_channels=16",
     MODEL + "seq_length=49", "train_dataset.max_source_length=24",
     "train_dataset.max_target_length=24", "runner_config.epochs=4",
-    "lr_schedule.learning_rate=1.e-3", "lr_schedule.warmup_steps=2",
+    "lr_schedule.learning_rate=1.e-3", "lr_schedule.warmup_steps=2", "lr_schedule.total_steps=20",
+    "callbacks.1.save_checkpoint_steps=3", "callbacks.1.keep_checkpoint_max=100",
     # Where a gradient is zero but for rounding, Adam divides noise by noise: the second half of
     # the keys' bias, which the softmax takes no notice of. A larger epsilon leaves it there.
     "optimizer.eps=1.e-4",
@@ -79,7 +80,7 @@ class Launches:
         file = self.folder / f"inventory-{ranks}-{hosts}.yaml"
         file.write_text(
             f"cluster: here\ndefaults: {{connection: local, device_target: CPU, "
-            f'devices: "{devices}"}}\nhosts: {{{names}}}\njob: {{config: tiny_cpu}}\n',
+            f'devices: "{devices}"}}\nhosts: {{{names}}}\njob: {{config: tiny_cpu, grace_s: 1}}\n',
             encoding="utf-8",
         )
         return file

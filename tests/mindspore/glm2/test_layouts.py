@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -21,27 +21,6 @@ LAYOUTS = [
     Shape(data=2, model=2, shared=True),
     pytest.param(Shape(model=4), id="mp4-two-groups"),
 ]
-
-
-@pytest.fixture(scope="module")
-def launches(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Launches:
-    return Launches(tmp_path_factory.mktemp("l"), data)
-
-
-@pytest.fixture(scope="module")
-def trained(launches: Launches) -> Callable[[Shape], str]:
-    """Runs a layout once; the id of its run."""
-    done: Dict[Shape, str] = {}
-
-    def train(shape: Shape) -> str:
-        if shape not in done:
-            run_id = f"{shape}-{len(done)}"
-            result = launches.launch(run_id, shape)
-            assert result.status == 0, result.stderr + launches.said(run_id, shape.ranks)
-            done[shape] = run_id
-        return done[shape]
-
-    return train
 
 
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)

@@ -27,7 +27,7 @@ from tests.mindspore.glm2.worker import (
 STEPS = 12
 KEYS = [
     "schema", "step", "steps", "epoch", "loss", "lr", "tokens_per_s_per_p", "step_time_s",
-    "loss_scale", "overflow", "wall",
+    "communication_share", "loss_scale", "overflow", "wall",
 ]  # fmt: skip
 
 
