@@ -38,7 +38,7 @@ def report(
     """
     from importlib.metadata import version
 
-    from orchestrator.cli.progress import steps_shown
+    from orchestrator.cli.diagnose import reading_shown
     from orchestrator.report.page import comparison_page, report_page
     from orchestrator.runs.layout import RunStore, home
 
@@ -46,7 +46,7 @@ def report(
     store = RunStore(home())
     paths = [store.resolve(name) for name in runs or ("latest",)]
     made, now = version("glm2-orch"), time.time()
-    with steps_shown() as progress:
+    with reading_shown() as progress:
         found = [_gathered(one, progress) for one in paths]
         if compare:
             text = comparison_page(found[0], found[1], now, made)

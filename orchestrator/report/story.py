@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from statistics import median
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 from orchestrator.logs.ranks import format_ranks
 from orchestrator.logs.text import printable
@@ -51,7 +51,7 @@ def report_values(run: Gathered, now: float) -> Values:
         "status": state.status.value,
         "tone": TONES.get(state.status, "plain"),
         "subtitle": subtitle(run),
-        "cause": _cause(run.cause),
+        "cause": _cause(run),
         "tiles": _tiles(run, summary),
         "notes": _notes(run),
         "charts": charts,
@@ -134,9 +134,14 @@ def _tiles(run: Gathered, summary: Summary) -> List[Values]:
     return tiles
 
 
-def _cause(cause: Optional[Mapping[str, Any]]) -> Optional[Values]:
-    if cause is None:
-        return None
+def _cause(run: Gathered) -> Optional[Values]:
+    """What the logs tell; where they tell nothing, what the journal does."""
+    cause = run.cause
+    if cause is None or not cause.get("found"):
+        told = (run.shot.state.cause or {}).get("sentence")
+        if not told:
+            return None
+        return {"headline": printable(str(told)), "fields": [], "line": "", "evidence": []}
     fields = [
         ("when", cause.get("time")),
         ("because", cause.get("reason")),
@@ -279,7 +284,7 @@ def _plan(run: Gathered) -> List[Tuple[str, str]]:
         ("mode", plan.mode),
         ("cluster", plan.cluster),
         ("recipe", plan.recipe),
-        ("ranks", f"{plan.world_size} on {len(plan.hosts)} hosts"),
+        ("ranks", f"{plan.world_size} on {len(plan.hosts)} host{'s' * (len(plan.hosts) != 1)}"),
         ("folder", ", ".join(folders[:3]) + (" …" if len(folders) > 3 else "")),
         ("python", ", ".join(pythons[:3]) + (" …" if len(pythons) > 3 else "")),
         ("command", " ".join(rank.argv) if rank is not None else "–"),

@@ -37,8 +37,9 @@ def browser() -> Iterator[Chromium]:
 def files(tmp_path_factory) -> dict:
     folder: Path = tmp_path_factory.mktemp("pages")
     names = [f"192.168.0.{n}" for n in range(11)] + ["a-host-with-a-long-name." * 3 + "example"]
-    cause = {"headline": "x" * 300, "line": "y" * 500, "reason": HOSTILE, "evidence": [
-        {"processes": "0-95", "line": HOSTILE * 3, "time": "t", "count": 3}]}  # fmt: skip
+    evidence = [{"processes": "0-95", "line": HOSTILE * 3, "time": "t", "count": 3}]
+    cause = {"found": True, "headline": "x" * 300, "line": "y" * 500, "reason": HOSTILE}
+    cause["evidence"] = evidence
     paths = made_run(
         folder / "big", steps=300, host_names=names, slow_hosts=[3], failed_rank=17,
         ended="failed", nan_at=290,

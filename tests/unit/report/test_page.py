@@ -68,7 +68,12 @@ def page_of(tmp_path, cause=None, **options) -> Page:
 
 
 def test_what_a_failed_run_shows(tmp_path):
-    cause = {"headline": "rank 17 on x: EL0004, no memory", "remedy": "see npu-smi", "line": "E!"}
+    cause = {
+        "found": True,
+        "headline": "rank 17 on x: EL0004, no memory",
+        "remedy": "see npu-smi",
+        "line": "E!",
+    }
     page = page_of(
         tmp_path, cause, slow_hosts=[3], failed_rank=17, ended="failed", steps=300, nan_at=298
     )
@@ -99,6 +104,13 @@ def test_what_a_failed_run_shows(tmp_path):
     assert [rank for rank, slow in zip(page.data["ranks"]["ranks"], page.data["ranks"]["slow"])
             if slow] == list(range(24, 32))  # fmt: skip
     assert len(page.data["lanes"]["lanes"]) == 12
+
+
+def test_where_the_logs_tell_nothing_the_journal_does(tmp_path):
+    nothing = {"found": False, "headline": "no cause was found in the logs"}
+    page = page_of(tmp_path, nothing, failed_rank=3, ended="failed", hosts=1)
+    assert "First cause rank_3 on 192.168.0.0 failed first, killed by SIGKILL (137)" in page.text
+    assert "no cause was found" not in page.text
 
 
 def test_a_run_of_which_nothing_is_known_yet(tmp_path):
@@ -136,7 +148,7 @@ def test_the_policy_names_what_may_run(tmp_path):
 
 def test_nothing_hostile_becomes_markup(tmp_path):
     cause = {
-        "headline": HOSTILE, "reason": HOSTILE, "line": HOSTILE, "notes": [HOSTILE],
+        "found": True, "headline": HOSTILE, "reason": HOSTILE, "line": HOSTILE, "notes": [HOSTILE],
         "evidence": [{"processes": HOSTILE, "line": HOSTILE, "time": HOSTILE, "count": 1}],
     }  # fmt: skip
     decisions = [{"action": "tell", "rule": HOSTILE, "evidence": {"host": HOSTILE}}]
