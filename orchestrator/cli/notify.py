@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, List
+from typing import TYPE_CHECKING
 
 import click
 
@@ -42,9 +42,15 @@ def test(inventory_file: str, output: str) -> None:
     fared = deliver(
         inventory.notify, trial(inventory.cluster, time.time()), patience=patience, done=_tell
     )
+    failed = [one for one in fared if one.problem is not None]
     if output == "json":
         print_json({"receivers": [vars(one) for one in fared]})
-    _refuse(fared)
+        raise SystemExit(PartialFailure.exit_status if failed else 0)
+    if failed:
+        raise PartialFailure(
+            f"{len(failed)} of {len(fared)} receivers did not take the message",
+            hint="correct `notify` of the inventory, or the variables and files that it names",
+        )
 
 
 @notify.command(hidden=True)
@@ -81,12 +87,3 @@ def send(run: str, output: str) -> None:
 
 def _tell(one: Delivery) -> None:
     say(f"{one.name}: " + ("taken" if one.problem is None else f"not taken: {one.problem}"))
-
-
-def _refuse(fared: List[Delivery]) -> None:
-    failed = [one for one in fared if one.problem is not None]
-    if failed:
-        raise PartialFailure(
-            f"{len(failed)} of {len(fared)} receivers did not take the message",
-            hint="correct `notify` of the inventory, or the variables and files that it names",
-        )

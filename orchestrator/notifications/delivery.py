@@ -139,10 +139,19 @@ def _attempt(
         return _run(receiver.command, message, environ, patience.attempt_s)
     url = _secret(receiver.url, "URL", environ)
     secret = None if receiver.secret is None else _secret(receiver.secret, "secret", environ)
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not _is_web_url(url):
         return Refusal("its URL is no http or https URL", again=False)
     made = request(receiver.to, url, secret, message, time.time())
     return _post(receiver.to, made, patience.attempt_s)
+
+
+def _is_web_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return known and text.isascii() and text.isprintable() and " " not in text
 
 
 def _post(to: str, made: Request, timeout: float) -> Optional[Refusal]:
@@ -164,8 +173,6 @@ def _post(to: str, made: Request, timeout: float) -> Optional[Refusal]:
         return Refusal(f"cannot connect: {why or type(error.reason).__name__}", again=True)
     except (OSError, http.client.HTTPException) as error:
         return Refusal(f"the connection broke ({type(error).__name__})", again=True)
-    except ValueError:
-        return Refusal("its URL is not a URL", again=False)
 
 
 class _NoRedirect(HTTPRedirectHandler):
