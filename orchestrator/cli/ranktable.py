@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Container, Dict, List, Optional, Sequence
 
 import click
 
-from orchestrator.cli.output import output_option, say
+from orchestrator.cli.output import output_option, print_json, say
 from orchestrator.errors import RankTableError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def ranktable() -> None:
 @click.option("--jobstart", metavar="FILE", help="Take ModelArts' group_list instead.")
 @_ORDER
 @_OUT
+@output_option("table", "json")
 def generate(
     inventory_file: Optional[str],
     limit: Optional[str],
@@ -64,6 +65,7 @@ def generate(
     jobstart: Optional[str],
     order: Optional[str],
     out_file: Optional[str],
+    output: str,
 ) -> None:
     """Make a rank table from the device IPs of this host, or of all hosts of an inventory.
 
@@ -88,13 +90,14 @@ def generate(
         table = _cluster(_inventory_hosts(inventory_file, limit))
     else:
         table = _cluster([_this_host(device_num, visible_devices, server_ip)])
-    _write_proven(table, out_file)
+    _write_proven(table, out_file, output)
 
 
 @ranktable.command()
 @_FILES
 @_OUT
-def merge(files: Tuple[str, ...], out_file: Optional[str]) -> None:
+@output_option("table", "json")
+def merge(files: Tuple[str, ...], out_file: Optional[str], output: str) -> None:
     """Merge the tables of several servers into one of version 1.0.
 
     The order of the files does not matter: ranks follow the dictionary order of server_id.
@@ -105,7 +108,7 @@ def merge(files: Tuple[str, ...], out_file: Optional[str]) -> None:
         raise UsageError(
             f"{out_file} is both an input and the output", hint="write to another file"
         )
-    _write_proven(merge_files([_check_file(file) for file in files]), out_file)
+    _write_proven(merge_files([_check_file(file) for file in files]), out_file, output)
 
 
 @ranktable.command()
@@ -155,19 +158,27 @@ def check(
 )
 @_ORDER
 @_OUT
-def convert(file: str, form: str, order: Optional[str], out_file: Optional[str]) -> None:
+@output_option("table", "json")
+def convert(
+    file: str, form: str, order: Optional[str], out_file: Optional[str], output: str
+) -> None:
     """Write a rank table in another form. Stated ranks are kept, unless --order is given."""
     from orchestrator.planning.ranktable_convert import convert as converted
 
-    _write(converted(_check_file(file), form, order), out_file)
+    _write(converted(_check_file(file), form, order), out_file, output)
 
 
 @ranktable.command()
-def rules() -> None:
+@output_option("table", "json")
+def rules(output: str) -> None:
     """Print the documentation of all rules that `check` knows (Markdown)."""
     from orchestrator.planning.ranktable_report import rules_page
+    from orchestrator.planning.ranktable_rules import RULES
 
-    click.echo(rules_page(), nl=False)
+    if output == "json":
+        print_json({"rules": [vars(rule) for rule in RULES.values()]})
+    else:
+        click.echo(rules_page(), nl=False)
 
 
 def _check_file(file: str, **live: Any) -> CheckedTable:
@@ -181,13 +192,13 @@ def _check_file(file: str, **live: Any) -> CheckedTable:
     return check_table(data, file, **live)
 
 
-def _write_proven(table: RankTable, out_file: Optional[str]) -> None:
+def _write_proven(table: RankTable, out_file: Optional[str], output: str) -> None:
     """Write a table that `check` finds no error in, and say what it warns of."""
     from orchestrator.planning.ranktable_convert import proven
 
     for finding in proven(table, out_file or "hccl.json").findings:
         say(f"{finding.rule.severity} {finding.rule.code}: {finding.message}: {finding.remedy}")
-    _write(table.to_json(), out_file)
+    _write(table.to_json(), out_file, output)
     say(_size(table))
 
 
@@ -196,7 +207,8 @@ def _size(table: RankTable) -> str:
     return f"{ranks} rank{'s' * (ranks != 1)} on {servers} server{'s' * (servers != 1)}"
 
 
-def _write(text: str, out_file: Optional[str]) -> None:
+def _write(text: str, out_file: Optional[str], output: str) -> None:
+    """The table itself on stdout, or in a file: then ``output`` json names the file there."""
     if out_file is None:
         click.echo(text, nl=False)
         return
@@ -204,6 +216,8 @@ def _write(text: str, out_file: Optional[str]) -> None:
         Path(out_file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {out_file}: {error.strerror}") from None
+    if output == "json":
+        print_json({"file": out_file})
     say(f"wrote {out_file}")
 
 
