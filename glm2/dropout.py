@@ -44,10 +44,15 @@ def seed_of() -> Parameter:
     return _SEED
 
 
-def set_seed(*numbers: int) -> None:
-    """Another seed, made of all the numbers, for the graphs that run from now on."""
+def set_seed(*numbers: int, first_row: int = 0) -> None:
+    """Another seed, made of all the numbers, for the graphs that run from now on.
+
+    ``first_row`` is the number of their first row in the whole step: a row has the same mask
+    whichever rank works on it, and in however many batches.
+    """
     crc = zlib.crc32(" ".join(map(str, numbers)).encode())
-    _SEED.set_data(Tensor(crc - 2**31, ms.int32))
+    # Rows are numbered from the seed on, in int32 that wraps around.
+    _SEED.set_data(Tensor((crc + first_row) % 2**32 - 2**31, ms.int32))
 
 
 _SEED = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)

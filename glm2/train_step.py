@@ -61,7 +61,7 @@ class TrainStep(nn.Cell):
         self.update = Update(self.weights, settings, layout)
         self.add_up = AllReduce(world(layout))
         self.model_parallel = layout.model_parallel
-        self.seed = (settings.seed, layout.data_rank)
+        self.seed, self.data_rank = settings.seed, layout.data_rank
         self.scaled_loss = ScaledLoss(model)
         self.differentiate = ops.value_and_grad(self.scaled_loss, None, self.weights)
 
@@ -81,7 +81,7 @@ class TrainStep(nn.Cell):
 
     def run(self, ids: np.ndarray, labels: np.ndarray, numbers: StepNumbers) -> StepResult:
         """Do the step with ``ids`` and ``labels`` [B, T] int32."""
-        set_seed(*self.seed, numbers.updates)
+        set_seed(self.seed, numbers.updates, first_row=self.data_rank * ids.size)
         *found, stops = self(Tensor(ids), Tensor(labels), *numbers.tensors())
         return _result(found, stops.asnumpy())
 
@@ -95,7 +95,7 @@ class AccumulatedStep:
     def __init__(self, model: Glm2, settings: Settings, layout: Layout) -> None:
         self.weights = ParameterTuple(model.trainable_params())
         self.batches = settings.accumulation
-        self.seed = (settings.seed, layout.data_rank)
+        self.seed = settings.seed
         self.update = Update(self.weights, settings, layout)
         self.layout = layout
         self._accumulate = _Accumulate(model, self.weights)
@@ -124,7 +124,8 @@ class AccumulatedStep:
         size = len(ids) // self.batches
         for first in range(0, len(ids), size):
             part = slice(first, first + size)
-            set_seed(*self.seed, numbers.updates, first)
+            before = self.layout.data_rank * len(ids) + first
+            set_seed(self.seed, numbers.updates, first_row=before * ids.shape[1])
             self._accumulate(Tensor(ids[part]), Tensor(labels[part]), divisor, scale)
         return _result(self._finish(lr, updates, scale), stops)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
 
 from orchestrator.cli.output import output_option, print_json, say
-from orchestrator.cli.request import inventory_options, job_options
+from orchestrator.cli.request import MODES, inventory_options, job_options
 from orchestrator.errors import Terminated
 
 if TYPE_CHECKING:
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from orchestrator.runs.layout import RunPaths, RunStore
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+class _Launch(click.Command):
+    def parse_args(self, ctx: click.Context, args: List[str]) -> List[str]:
+        """``--resume`` right before MODE has no value of its own."""
+        for at, word in enumerate(args[:-1]):
+            if word == "--resume" and args[at + 1] in MODES:
+                args = [*args[: at + 1], "latest", *args[at + 1 :]]
+                break
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Launch, context_settings={"ignore_unknown_options": False})
 @inventory_options
 @job_options
 @click.option(
@@ -37,7 +47,7 @@ if TYPE_CHECKING:
     flag_value="latest",
     metavar="[RUN]",
     help="Go on from the last complete step of RUN (the last training), also in another layout or "
-    "on other hosts; put it after MODE.",
+    "on other hosts.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before starting on several hosts.")
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")

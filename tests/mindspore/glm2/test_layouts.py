@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from glm2.checkpoint import read_parameters
-from tests.mindspore.glm2.launched import STEPS, Launches, Shape
+from tests.mindspore.glm2.launched import MODEL, STEPS, Launches, Shape
 
 ONE = Shape()
+DENSE = "transformer.encoder.layers.1.self_attention.dense."
+DENSE_A, DENSE_B = DENSE + "mindpet_delta_lora_a", DENSE + "mindpet_delta_lora_b"
 LAYOUTS = [
     pytest.param(Shape(data=2), marks=pytest.mark.slow),
     pytest.param(Shape(model=2, more=("parallel_config.vocab_emb_dp=False",)), id="mp2-vocabulary"),
@@ -55,3 +57,19 @@ def test_mindspores_own_tools_merge_the_checkpoints_to_the_very_same_weights(
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
         np.testing.assert_array_equal(theirs[name].asnumpy(), value.asnumpy(), name)
+
+
+def test_adapters_train_alike_and_checkpoints_hold_the_frozen_weights_too(
+    launches: Launches, trained: Callable[[Shape], str]
+) -> None:
+    lora = (MODEL + "pet_config.pet_type=lora", MODEL + "pet_config.target_modules=.*(value|dense)")
+    expected = trained(Shape(more=lora))
+    found = trained(Shape(data=2, model=2, shared=True, more=lora))
+    # With dropout: a row has the same mask on whichever rank.
+    np.testing.assert_allclose(launches.losses(found), launches.losses(expected), rtol=1e-5)
+    weights, others = launches.weights(expected), launches.weights(found)
+    assert weights.keys() == others.keys()
+    assert {"transformer.output_layer.weight", DENSE_A, f"adam_v.{DENSE_A}"} <= others.keys()
+    for name, value in weights.items():
+        np.testing.assert_allclose(others[name], value, rtol=0, atol=1e-5, err_msg=name)
+    assert np.abs(weights[DENSE_B]).max() > 1e-4, "it was trained"
