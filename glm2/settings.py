@@ -386,10 +386,14 @@ def _parallel(top: Section) -> Tuple[Parallel, int]:
     micro_batches = section.take("micro_batch_num", int, 1)
     if micro_batches < 1:
         raise section.error("micro_batch_num", f"is {micro_batches}; at least 1")
-    for key in ("pipeline_stage", "expert_parallel"):
+    for key, instead in (
+        ("pipeline_stage", "glm2 does not train in stages: set it to 1, and share layers by "
+         "model_parallel (sets that others trained in stages can be merged)"),
+        ("expert_parallel", "glm2 has no experts: set it to 1"),
+    ):  # fmt: skip
         value = section.take(key, int, 1)
         if value != 1:
-            raise section.error(key, f"is {value}", "glm2 has no such parallelism: set it to 1")
+            raise section.error(key, f"is {value}", instead)
     section.ignore("optimizer_shard")
     section.close()
     if top.take("micro_batch_interleave_num", int, 1) != 1:
