@@ -29,7 +29,7 @@ from orchestrator.engine.collect import CollectReport, collect, sources_of
 from orchestrator.engine.control import is_running, read_plan, reopened
 from orchestrator.engine.hosts import load_hosts, on_all
 from orchestrator.engine.launch import OpenRun
-from orchestrator.errors import Busy, CheckpointError, UsageError
+from orchestrator.errors import Busy, CheckpointError, PlanError, UsageError
 from orchestrator.planning.plan import HostPlan, Plan
 from orchestrator.planning.planner import CONFIG_FILE
 from orchestrator.runs.layout import RunPaths, RunStore
@@ -178,7 +178,10 @@ def _push(run: OpenRun, files: Mapping[int, Path]) -> None:
 
 
 def _trains(paths: RunPaths) -> bool:
-    plan = read_plan(paths)
+    try:
+        plan = read_plan(paths)
+    except PlanError:  # a damaged run folder: nothing to go on from
+        return False
     return plan.mode in TRAINING and bool(_values(plan)) and plan.ships_worker
 
 
