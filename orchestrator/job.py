@@ -23,6 +23,7 @@ from orchestrator.yaml_positions import Path as KeyPath
 
 MODES = ("train", "finetune", "eval", "predict", "export")
 RECIPES = ("auto", "ascend_ranktable", "dynamic_cluster", "standalone")
+WORKLOADS = ("glm2", "mindformers")
 
 _T = TypeVar("_T")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,7 +47,11 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of every rank, over the hosts' own."""
     worker_command: Tuple[str, ...] = ()
-    """Command of a rank (no shell reads it); empty: ``python -m glm2``."""
+    """Command of a rank (no shell reads it); empty: that of ``workload``."""
+    workload: str = "glm2"
+    """``glm2`` (``python -m glm2``) or ``mindformers`` (its ``run_mindformer.py``)."""
+    mindformers_dir: Optional[str] = None
+    """Where MindFormers is on the hosts: an absolute path, or ``staged:NAME``."""
     worker_args: Tuple[str, ...] = ()
     """Further arguments of the worker."""
     load_checkpoint: Optional[str] = None
@@ -59,6 +64,11 @@ class Job:
     """How it is watched: keys of ``watch_options``, where they differ from the defaults."""
     stage: Stage = field(default_factory=Stage)
     """Files of this machine that the hosts get first; ``staged:NAME`` names them there."""
+
+    @property
+    def runs_glm2(self) -> bool:
+        """Whether the ranks run our own worker."""
+        return not self.worker_command and self.workload == "glm2"
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ class JobOptions:
     env: Tuple[str, ...] = ()
     """``--env NAME=VALUE``."""
     worker_command: Optional[str] = None
+    workload: Optional[str] = None
+    mindformers_dir: Optional[str] = None
     worker_args: Tuple[str, ...] = ()
     load_checkpoint: Optional[str] = None
     predict_data: Optional[str] = None
@@ -125,6 +137,8 @@ def build_job(
         scheduler_port=_given(options.scheduler_port, base.scheduler_port),
         env={**base.env, **dict(_assignment("--env", text) for text in options.env)},
         worker_command=command,
+        workload=options.workload or base.workload,
+        mindformers_dir=options.mindformers_dir or base.mindformers_dir,
         worker_args=(*base.worker_args, *options.worker_args),
         load_checkpoint=checkpoint,
         predict_data=_given(options.predict_data, base.predict_data),
@@ -134,6 +148,14 @@ def build_job(
     )
     _check(job)
     return job
+
+
+def stage_of(defaults: JobDefaults) -> Stage:
+    """What the ``job:`` section stages. Raises JobError."""
+    section = _Section(defaults)
+    stage = section.stage()
+    section.problems.raise_any(JobError, "the `stage` section")
+    return stage
 
 
 def check_run_id(run_id: str) -> None:
@@ -222,6 +244,15 @@ def _given(option: Optional[_T], otherwise: _T) -> _T:
 def _check(job: Job) -> None:
     if job.recipe not in RECIPES:
         raise UsageError(f"recipe {shown(job.recipe)} is not one of {', '.join(RECIPES)}")
+    if job.workload not in WORKLOADS:
+        raise UsageError(f"workload {shown(job.workload)} is not one of {', '.join(WORKLOADS)}")
+    folder = job.mindformers_dir
+    if job.workload == "mindformers" and (folder is None or not folder.startswith(("/", PREFIX))):
+        raise UsageError(
+            "the workload mindformers needs the absolute folder of MindFormers on the hosts",
+            hint="add --mindformers-dir DIR, where run_mindformer.py is, or stage it: "
+            "`mindformers_dir: staged:NAME`",
+        )
     if job.scheduler_port is not None and not 1 <= job.scheduler_port <= 65_535:
         raise UsageError(f"scheduler port {job.scheduler_port} is not between 1 and 65535")
     if job.grace_s < 0 or not 0.05 <= job.heartbeat_s <= 60:
@@ -230,7 +261,7 @@ def _check(job: Job) -> None:
             hint="the grace is not negative, the heartbeat from 0.05 to 60 s",
         )
     texts = [*job.env.values(), *job.worker_command, *job.worker_args, job.predict_data or ""]
-    for text in (*texts, job.load_checkpoint or ""):
+    for text in (*texts, job.load_checkpoint or "", job.mindformers_dir or ""):
         if "\0" in text or any("\ud800" <= char < "\ue000" for char in text):
             raise UsageError(
                 f"{shown(text)} contains a NUL character or bytes that are not UTF-8",
@@ -245,6 +276,8 @@ _KEYS = (
     "set",
     "env",
     "worker_command",
+    "workload",
+    "mindformers_dir",
     "worker_args",
     "load_checkpoint",
     "predict_data",
@@ -285,6 +318,8 @@ class _Section:
             scheduler_port=self.port("scheduler_port"),
             env=self.env(),
             worker_command=self.argv("worker_command"),
+            workload=self.text("workload") or Job.workload,
+            mindformers_dir=self.text("mindformers_dir"),
             worker_args=self.argv("worker_args"),
             load_checkpoint=self.path("load_checkpoint"),
             predict_data=self.text("predict_data"),

@@ -82,6 +82,12 @@ def job_options(function: F) -> F:
             click.option(
                 "--worker-command", metavar="COMMAND", help="Run this instead of python -m glm2."
             ),
+            click.option("--workload", metavar="NAME", help="glm2 (default), or mindformers."),
+            click.option(
+                "--mindformers-dir",
+                metavar="DIR",
+                help="Folder of run_mindformer.py on the hosts (workload mindformers).",
+            ),
             click.option(
                 "--run-id", metavar="NAME", help="Name of the run; default: mode and time."
             ),
@@ -144,9 +150,12 @@ def without_quarantined(inventory: Inventory) -> Tuple[Inventory, Tuple[str, ...
 def build_job(
     inventory: Inventory, mode: str, request: Mapping[str, Any], *, run_id: Optional[str]
 ) -> Job:
-    """The job that the command line and the inventory's ``job:`` section describe."""
+    """The job that the command line and the inventory's ``job:`` section describe; the files that
+    it stages have been read. ``request`` may lack options that the command does not have."""
     from orchestrator import job as jobs
+    from orchestrator.engine.manifests import manifests_of
     from orchestrator.engine.payload import worker_folder
+    from orchestrator.runs.layout import home
 
     options = jobs.JobOptions(
         config=request["config"],
@@ -154,13 +163,15 @@ def build_job(
         settings=request["settings"],
         env=request["environment"],
         worker_command=request["worker_command"],
+        workload=request.get("workload"),
+        mindformers_dir=request.get("mindformers_dir"),
         worker_args=request["worker_args"],
         load_checkpoint=request["load_checkpoint"],
         predict_data=request["predict_data"],
         watch=request["watch"],
     )
     defaults = jobs.JobDefaults(inventory.job, inventory.job_locations, inventory.folder)
-    return jobs.build_job(
+    job = jobs.build_job(
         run_id or _new_run_id(mode),
         mode,
         options,
@@ -168,6 +179,7 @@ def build_job(
         config_dir=worker_folder() / "configs",
         cwd=Path.cwd(),
     )
+    return manifests_of(job, home() / "staging")[0]
 
 
 def plan_offline(

@@ -55,7 +55,9 @@ def started(
     from orchestrator.engine.control import is_running
     from orchestrator.engine.launch import open_run
     from orchestrator.engine.resume import prepare
+    from orchestrator.engine.staging import stage_run
     from orchestrator.runs import lease
+    from orchestrator.runs.layout import home
 
     until = math.inf if wanted.wait is None else time.monotonic() + wanted.wait
     paths: Optional[RunPaths] = None
@@ -76,6 +78,7 @@ def started(
                     for note in prepare(run, wanted.resume):
                         say(note)
                 with steps_shown() as progress:
+                    stage_run(run, wanted.job, wanted.inventory.hosts, home() / "staging", progress)
                     found = start_run(run, progress)
                 break
             except OrchError as error:

@@ -43,7 +43,7 @@ def check_job(job: Job, hosts: Sequence[Host]) -> None:
 
 def _refusals(job: Job, config: WorkerConfig) -> List[Problem]:
     """What ``glm2`` says against the configuration; nothing of a job with its own command."""
-    if job.worker_command or job.mode == "export":
+    if not job.runs_glm2 or job.mode == "export":
         return []
     with tempfile.TemporaryDirectory(prefix="glm2-orch-") as folder:
         file = Path(folder) / "job.yaml"

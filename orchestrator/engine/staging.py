@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import orchestrator.node
-from orchestrator.engine.manifests import BLOCK_BYTES, Manifest
-from orchestrator.errors import HostNotReady, HostUnreachable, OrchError, SpecError
+from orchestrator.engine.launch import OpenRun
+from orchestrator.engine.manifests import BLOCK_BYTES, Manifest, manifests_of
+from orchestrator.errors import HostNotReady, HostUnreachable, OrchError, SpecError, one_error
 from orchestrator.inventory import Host
+from orchestrator.job import Job
 from orchestrator.preflight.needs import cluster_address
 from orchestrator.transport.base import Transport
 from orchestrator.transport.pool import Outcome, fan_out
@@ -94,6 +96,31 @@ def stage_files(
         outcomes = fan_out(sessions, _Session.run, limit=max(1, len(sessions)))
         found.update((outcome.host, outcome) for outcome in outcomes)
     return [found[host.name] for host in hosts]
+
+
+def stage_run(
+    run: OpenRun, job: Job, hosts: Sequence[Host], cache: Path, progress: Progress
+) -> None:
+    """Bring what ``job`` stages to all ``hosts``, as it was when the job was made, and journal what
+    each one got. ``cache`` is that of ``manifests_of``.
+
+    Raises SpecError when a source has changed since, and what stood in the way of hosts.
+    """
+    if not job.stage.items:
+        return
+    again, manifests = manifests_of(job, cache, progress)
+    for item, now in zip(job.stage.items, again.stage.items):
+        if item.digest != now.digest:
+            raise SpecError(f"{item.source} has changed while it was staged", hint="launch again")
+    outcomes = stage_files(
+        hosts, run.transports, manifests, encrypt=job.stage.encrypt, progress=progress
+    )
+    for outcome in outcomes:
+        if outcome.value is not None:
+            run.journal.append("staged", **vars(outcome.value))
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors:
+        raise one_error(f"staging: {len(errors)} of {len(outcomes)} hosts failed", errors)
 
 
 def tree(names: Sequence[str], whole: int) -> Dict[str, Tuple[str, ...]]:

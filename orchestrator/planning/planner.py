@@ -24,6 +24,7 @@ from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.plan import HostPlan, Plan, PlannedFile, PlannedProcess
 from orchestrator.planning.ranktable import rank_order
 from orchestrator.planning.render import render
+from orchestrator.planning.staged import staged_notes, staged_text, staged_values
 from orchestrator.planning.strategy import check_strategy
 from orchestrator.worker_config import set_value
 from orchestrator.yaml_positions import dump
@@ -50,7 +51,7 @@ def plan(
     _check_mode(job, world_size)
     warnings = check_strategy(job, [len(host.devices) for host in hosts])
     recipe = choose_recipe(job, target, world_size)
-    launch = _Launch(job, target, world_size, hosts, facts)
+    launch = _Launch(job, world_size, hosts, facts)
     table: Optional[str] = None
     if recipe == "ascend_ranktable":
         table = cluster_table(hosts, facts).to_json()
@@ -72,9 +73,9 @@ def plan(
         grace_s=job.grace_s,
         heartbeat_s=job.heartbeat_s,
         watch=tuple(sorted(job.watch.items())),
-        ships_worker=not job.worker_command or scheduler is not None,
+        ships_worker=job.runs_glm2 or scheduler is not None,
         rank_table=table,
-        notes=(*notes, *warnings),
+        notes=(*notes, *warnings, *staged_notes(job)),
     )
 
 
@@ -83,7 +84,6 @@ class _Launch:
     """What is the same for all hosts."""
 
     job: Job
-    device_target: str
     world_size: int
     hosts: Sequence[Host]
     facts: Mapping[str, HostFacts]
@@ -140,11 +140,13 @@ def _host_plan(
             rank_table_file=None if table is None else f"{run_dir}/{RANK_TABLE_FILE}",
             threads=threads_per_rank(host, launch.facts.get(host.name)),
         )
-        argv = worker_argv(job, host.python, run_dir, launch.world_size)
+        argv = worker_argv(job, host.python, run_dir, launch.world_size, device)
+        argv = tuple(staged_text(word, job, host) for word in argv)
+        env = tuple((name, staged_text(value, job, host)) for name, value in env)
         processes.append(PlannedProcess(place.name, rank, device, argv, env))
     files = [PlannedFile(SPEC_FILE, _spec(job, host, processes))]
     if job.config is not None:
-        files.append(PlannedFile(CONFIG_FILE, _config_text(job, launch.device_target)))
+        files.append(PlannedFile(CONFIG_FILE, _config_text(job, host, run_dir)))
     if table is not None:
         files.append(PlannedFile(RANK_TABLE_FILE, table))
     for process in processes:
@@ -160,12 +162,16 @@ def _host_plan(
     )
 
 
-def worker_argv(job: Job, python: str, run_dir: str, world_size: int) -> Tuple[str, ...]:
-    """Command of one rank: the job's own, or ``python -m glm2`` with the guide's options."""
+def worker_argv(
+    job: Job, python: str, run_dir: str, world_size: int, device_id: int
+) -> Tuple[str, ...]:
+    """Command of one rank: the job's own, or that of its workload with the guide's options."""
     if job.worker_command:
         return (*job.worker_command, *job.worker_args)
     config = f"{run_dir}/{CONFIG_FILE}"
     checkpoint = ("--load_checkpoint", job.load_checkpoint) if job.load_checkpoint else ()
+    if job.workload == "mindformers":
+        return _mindformers_argv(job, python, run_dir, world_size, device_id)
     if job.mode == "export":
         return (python, "-m", "glm2", "export", "--config", config, *checkpoint, *job.worker_args)
     words = [python, "-m", "glm2", "--config", config, "--run_mode", job.mode]
@@ -175,11 +181,36 @@ def worker_argv(job: Job, python: str, run_dir: str, world_size: int) -> Tuple[s
     return (*words, *job.worker_args)
 
 
-def _config_text(job: Job, device_target: str) -> str:
+def _mindformers_argv(
+    job: Job, python: str, run_dir: str, world_size: int, device_id: int
+) -> Tuple[str, ...]:
+    """As the guide calls ``run_mindformer.py`` and ``export.py``, through ``node/mindformers.py``,
+    which makes metrics of what the script logs."""
+    runner = (python, f"{run_dir}/node/mindformers.py")
+    config = f"{run_dir}/{CONFIG_FILE}"
+    if job.mode == "export":
+        script = f"{job.mindformers_dir}/mindformers/tools/export.py"
+        return (*runner, script, "--config_path", config, *job.worker_args)
+    words = [*runner, f"{job.mindformers_dir}/run_mindformer.py", "--config", config]
+    words += ["--run_mode", job.mode, "--use_parallel", str(world_size > 1)]
+    if world_size == 1:
+        words += ["--device_id", str(device_id)]
+    if job.load_checkpoint:
+        words += ["--load_checkpoint", job.load_checkpoint]
+    if job.predict_data is not None and job.mode == "predict":
+        words += ["--predict_data", job.predict_data]
+    return (*words, *job.worker_args)
+
+
+def _config_text(job: Job, host: Host, run_dir: str) -> str:
     if job.config is None:
         raise AssertionError("asked for the text of no configuration")
     source = Location("device_target of the inventory")
-    return dump(set_value(job.config, "context.device_target", device_target, source).values)
+    config = set_value(job.config, "context.device_target", host.device_target, source)
+    if job.workload == "mindformers":
+        # MindFormers puts checkpoint/ and strategy/ there, where they are collected from.
+        config = set_value(config, "output_dir", f"{run_dir}/output", Location("the run folder"))
+    return dump(staged_values(config, job, host))
 
 
 def _spec(job: Job, host: Host, processes: Sequence[PlannedProcess]) -> str:
@@ -206,14 +237,19 @@ def _spec(job: Job, host: Host, processes: Sequence[PlannedProcess]) -> str:
 
 def _scripts(job: Job, host: Host, run_dir: str, process: PlannedProcess) -> List[PlannedFile]:
     folder = f"ranks/{process.name}"
-    uses_glm2 = process.rank is None or not job.worker_command
+    if process.rank is None or job.runs_glm2:
+        search: Tuple[Tuple[str, str], ...] = (("PYTHONPATH", f"{run_dir}/code"),)
+    elif job.workload == "mindformers" and not job.worker_command:
+        search = (("PYTHONPATH", staged_text(job.mindformers_dir or "", job, host)),)
+    else:
+        search = ()
     common = {"name": process.name, "run_id": job.run_id, "host": host.name}
     env = render(
         "env.sh.j2",
         **common,
         cleared=CLUSTER_VARIABLES,
         environment=process.env,
-        paths=(("PYTHONPATH", f"{run_dir}/code"),) if uses_glm2 else (),
+        paths=search,
     )
     launch = render(
         "launch.sh.j2",

@@ -57,7 +57,7 @@ def review_strategy(job: Job, devices: Sequence[int]) -> Strategy:
     if job.mode in TRAINING:
         _check_lengths(values)
         if values.at("do_eval") is True:
-            _check_eval(values, needed=bool(job.worker_command))
+            _check_eval(values, needed=not job.runs_glm2)
     return review
 
 

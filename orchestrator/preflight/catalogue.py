@@ -290,6 +290,13 @@ OPEN_FILES = Check(
     warn=f"fewer than {LOW_OPEN_FILES}",
     target=ASCEND,
 )
+MINDFORMERS = Check(
+    "mindformers",
+    USER,
+    "MindFormers' script is there on all hosts, the same one (workload mindformers).",
+    "install MindFormers at the same path on {host}, correct `mindformers_dir`, or stage it",
+    crit="missing, unreadable, or it differs",
+)
 DATASET = Check(
     "dataset",
     USER,
@@ -347,6 +354,7 @@ CHECKS: Tuple[Check, ...] = (
     WORKDIR,
     SHM,
     OPEN_FILES,
+    MINDFORMERS,
     DATASET,
     VOCABULARY,
     CHECKPOINT,

@@ -14,11 +14,13 @@ from orchestrator.preflight.catalogue import (
     CHECKPOINT,
     DATASET,
     HCCL_PORTS,
+    MINDFORMERS,
     NPU_PORT,
     SCHEDULER_PORT,
     VOCABULARY,
 )
 from orchestrator.preflight.findings import ASCEND, Check
+from orchestrator.stage_options import PREFIX
 
 HCCL_BASE_PORT = 60000
 HCCL_PORT_COUNT = 32
@@ -108,6 +110,9 @@ def _files(job: Optional[Job]) -> Tuple[Tuple[NeededFile, ...], str]:
     if job.config is None:
         return (), "the job has no configuration"
     found: List[NeededFile] = []
+    if job.workload == "mindformers":
+        script = "mindformers/tools/export.py" if job.mode == "export" else "run_mindformer.py"
+        found.append(NeededFile(MINDFORMERS, "mindformers_dir", f"{job.mindformers_dir}/{script}"))
     values = job.config.values
     arguments = _options(job.worker_args)
     for section in _sections(job):
@@ -125,7 +130,7 @@ def _files(job: Optional[Job]) -> Tuple[Tuple[NeededFile, ...], str]:
     resumed = bool(values.get("resume_training")) or "--resume_training" in arguments
     found.append(NeededFile(CHECKPOINT, *_weights(job, values), alike=not resumed))
     unique = {(file.check.name, file.path): file for file in reversed(found)}
-    return tuple(f for f in reversed(list(unique.values())) if _on_hosts(f.path)), ""
+    return tuple(f for f in reversed(list(unique.values())) if _on_hosts(f.path, job)), ""
 
 
 def _weights(job: Job, values: Mapping[str, object]) -> Tuple[str, str]:
@@ -145,8 +150,17 @@ def _sections(job: Job) -> Tuple[str, ...]:
     return _DATASETS[1:] if job.mode == "eval" else ()
 
 
-def _on_hosts(path: str) -> bool:
-    return bool(path) and not path.startswith(_SAMPLE)
+def _on_hosts(path: str, job: Job) -> bool:
+    """Whether the hosts must have the file before the launch: not what is staged first."""
+    if not path or path.startswith((_SAMPLE, PREFIX)):
+        return False
+    if job.workload == "mindformers" and "/" not in path and not path.endswith(".ckpt"):
+        return False  # the name of a model, whose weights MindFormers finds by itself
+    return not any(
+        path == item.place or path.startswith(f"{item.place}/")
+        for item in job.stage.items
+        if item.place is not None
+    )
 
 
 def _text(values: Mapping[str, object], *keys: str) -> str:

@@ -14,6 +14,7 @@ from orchestrator.preflight.catalogue import (
     LOW_FREE_ASCEND,
     LOW_OPEN_FILES,
     LOW_SHM,
+    MINDFORMERS,
     MINDSPORE,
     MINIMUM_FREE,
     OPEN_FILES,
@@ -95,6 +96,8 @@ def file_findings(survey: Survey) -> Iterator[Finding]:
     for check in (DATASET, VOCABULARY, CHECKPOINT):
         if check.name not in checked:
             yield check.skip(why)
+    if MINDFORMERS.name not in checked:
+        yield MINDFORMERS.skip("the job does not run it, or it is staged")
 
 
 def _file(survey: Survey, file: NeededFile) -> Iterator[Finding]:
