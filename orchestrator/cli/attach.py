@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option, say
 from orchestrator.errors import Busy, OrchError, Terminated
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", type=RUN)
 @click.option("--show-logs", is_flag=True, help="Print the log lines of all ranks as they come.")
 @click.option(
     "--take-over",

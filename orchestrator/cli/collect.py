@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option, print_json, say
 from orchestrator.cli.sizes import parse_size
 from orchestrator.errors import UsageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("collect-ckpt")
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", type=RUN)
 @click.option(
     "--step",
     default="latest",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option, print_json, say
 from orchestrator.errors import PartialFailure
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", metavar="[RUN|DIR]", default="latest")
+@click.argument("run", metavar="[RUN|DIR]", default="latest", type=RUN)
 @click.option(
     "--signatures",
     multiple=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option
 from orchestrator.errors import UsageError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", type=RUN)
 @click.option("--rank", "ranks", metavar="0-7,9", help="Only these ranks.")
 @click.option("--host", "host", metavar="PATTERN", help="Only ranks on hosts that fit (* and ?).")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")

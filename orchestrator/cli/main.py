@@ -15,11 +15,13 @@ from orchestrator.cli import (
     attach,
     ckpt,
     collect,
+    completion,
     diagnose,
     facts,
     hosts,
     launch,
     logs,
+    manual,
     metrics,
     notify,
     plan,
@@ -65,12 +67,17 @@ for command in (
     runs.runs,
     schedule.schedule,
     notify.notify,
+    completion.completion,
+    manual.manual,
 ):
     cli.add_command(command)
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the command line and exit with a status of ``orchestrator/errors.py``."""
+    asked = completion.complete(cli, os.environ)
+    if asked is not None:
+        sys.exit(asked)
     before = signal.signal(signal.SIGTERM, _terminated)
     meta: dict[str, Any] = {}
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import say, writing_to
 from orchestrator.errors import OrchError, UsageError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", type=RUN)
 @click.option(
     "--textfile",
     type=click.Path(dir_okay=False, path_type=Path),

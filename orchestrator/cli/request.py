@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Tu
 
 import click
 
+from orchestrator.cli.completion import HOST, INVENTORY_FILE
 from orchestrator.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ def inventory_options(function: F) -> F:
                 "inventory_file",
                 required=True,
                 metavar="FILE",
+                type=INVENTORY_FILE,
                 help="Inventory of servers (YAML), or the name of one that is shipped.",
             ),
             click.option(
-                "--limit", metavar="PATTERN", help="Only these hosts or groups; !x leaves out."
+                "--limit",
+                metavar="PATTERN",
+                type=HOST,
+                help="Only these hosts or groups; !x leaves out.",
             ),
         )
     ):

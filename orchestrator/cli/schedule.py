@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 import click
 
+from orchestrator.cli.completion import SCHEDULE
 from orchestrator.cli.output import console, output_option, print_json, say
 from orchestrator.errors import UsageError
 
@@ -112,7 +113,7 @@ def list_schedules(output: str) -> None:
 
 
 @schedule.command()
-@click.argument("name")
+@click.argument("name", type=SCHEDULE)
 @output_option("table", "json")
 def remove(name: str, output: str) -> None:
     """Remove a schedule: what starts it, its record and the logs of its runs.
@@ -140,7 +141,7 @@ def remove(name: str, output: str) -> None:
 
 
 @schedule.command("run")
-@click.argument("name")
+@click.argument("name", type=SCHEDULE)
 @output_option("table", "json")
 def run_now(name: str, output: str) -> None:
     """Run a schedule's command now, as systemd or cron do at its times.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 import click
 
 from orchestrator.cli.ending import left_lines
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import console, output_option, print_json, say, seconds
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", type=RUN)
 @click.option("--live", is_flag=True, help="Ask the hosts too, instead of the journal only.")
 @click.option(
     "-w", "--watch", "watched", is_flag=True, help="Keep the picture fresh until the run is over."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option, print_json, say
 from orchestrator.errors import OrchError, PartialFailure, one_error
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", type=RUN)
 @click.option("--grace", type=float, help="Seconds from TERM to KILL; default: the job's own.")
 @output_option("table", "json")
 def stop(run: str, grace: Optional[float], output: str) -> None:
