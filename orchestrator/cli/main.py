@@ -30,6 +30,7 @@ from orchestrator.cli import (
     report,
     runs,
     schedule,
+    stage,
     status,
     stop,
 )
@@ -50,6 +51,7 @@ for command in (
     launch.launch,
     plan.plan,
     preflight.preflight,
+    stage.stage,
     facts.facts,
     hosts.hosts,
     ranktable.ranktable,
