@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
 
-from orchestrator.cli.ending import left_lines
 from orchestrator.cli.completion import RUN
+from orchestrator.cli.ending import left_lines
 from orchestrator.cli.output import console, output_option, print_json, say, seconds
 
 if TYPE_CHECKING:
