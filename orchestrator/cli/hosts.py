@@ -105,7 +105,7 @@ def release(inventory_file: str, names: Tuple[str, ...], output: str) -> None:
     _print_changed(released, output)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str = "--for") -> float:
     """Seconds of ``90s``, ``30m``, ``24h``, ``7d`` or ``1d12h``. Raises UsageError.
 
     >>> parse_duration("1d12h") == 36 * 3600
@@ -114,12 +114,12 @@ def parse_duration(text: str) -> float:
     compact = text.replace(" ", "")
     parts = re.findall(r"(\d{1,6})([smhd])", compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:
-        raise UsageError(f"--for {text!r} is not a time", hint="write e.g. 30m, 24h or 7d")
+        raise UsageError(f"{option} {text!r} is not a time", hint="write e.g. 30m, 24h or 7d")
     seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
     if not 1 <= seconds <= _LONGEST_S:
         raise UsageError(
-            f"--for {text!r} is not between a second and ten years",
-            hint="leave --for out to quarantine until released",
+            f"{option} {text!r} is not between a second and ten years",
+            hint="write e.g. 7d" if option != "--for" else "leave it out: until released",
         )
     return float(seconds)
 

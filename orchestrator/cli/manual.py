@@ -76,8 +76,8 @@ def _command(title: str, command: click.Command) -> List[str]:
     lines += _prose(command.help or "")
     for parameter in command.params:
         record = parameter.get_help_record(context)
-        if record is not None:
-            lines += [".TP", rf"\fB{_text(record[0])}\fR", _text(record[1]) or r"\&"]
+        if record is not None and record[1]:  # the help of an argument is the text above
+            lines += [".TP", rf"\fB{_text(record[0])}\fR", _text(record[1])]
     return lines
 
 

@@ -66,7 +66,9 @@ def prune(
         raise UsageError(
             "nothing says which runs are old", hint="give --older-than 30d, --keep 20, or both"
         )
-    before = None if older_than is None else time.time() - parse_duration(older_than)
+    before = (
+        None if older_than is None else time.time() - parse_duration(older_than, "--older-than")
+    )
     chosen = _old(RunStore(home()), before, keep)
     names = [paths.run_id for paths in chosen]
     if dry_run or not chosen:
@@ -107,6 +109,9 @@ def _list(last: int, output: str) -> None:
     states = [read_state(RunPaths(store.root / name)) for name in store.names()[-last:]]
     if output == "json":
         print_json({"runs": [state_record(state) for state in states]})
+        return
+    if not states:
+        say("there is no run yet; start one: glm2-orch launch")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("RUN", "STATE", "MODE", "CLUSTER", "RANKS", "STARTED", "EXIT"):
