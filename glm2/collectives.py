@@ -170,7 +170,10 @@ _names: Dict[Tuple[int, ...], str] = {}
 def _all_reduce(group: Group) -> nn.Cell:
     if _calls is not None:
         return _Counted("all_reduce", group, _calls)
-    return ops.AllReduce(ops.ReduceOp.SUM, _name(group))
+    reduce = ops.AllReduce(ops.ReduceOp.SUM, _name(group))
+    # Recompute keeps what a sum gave: to send it again would cost more than the memory does.
+    reduce.recompute(False)
+    return reduce
 
 
 def _all_gather(group: Group) -> nn.Cell:

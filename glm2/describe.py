@@ -117,7 +117,8 @@ def activations(config: ModelConfig, model_parallel: int, batch: int, *, recompu
     pairs = heads * config.seq_length * (2 * BYTES["float32"] + (size if size < 4 else 0))
     feed_forward = size * 5 * ffn  # both halves, the sigmoid, and two products
     layer = norms + attention + pairs + feed_forward
-    kept = size * hidden
+    # Of ranks that share the layers, also what the attention's sum gave: it is not sent again.
+    kept = size * hidden * (2 if model_parallel > 1 else 1)
     layers = config.num_layers * kept + layer if recompute else config.num_layers * layer
     # Logits, their float32 copy, the logarithm of their softmax, and the gradient of the first.
     logits = config.padded_vocab_size // model_parallel * (2 * size + 2 * BYTES["float32"])
