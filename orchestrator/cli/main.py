@@ -19,6 +19,7 @@ from orchestrator.cli import (
     diagnose,
     facts,
     hosts,
+    init,
     launch,
     logs,
     manual,
@@ -71,6 +72,7 @@ for command in (
     notify.notify,
     completion.completion,
     manual.manual,
+    init.init,
 ):
     cli.add_command(command)
 

@@ -6,9 +6,11 @@ from orchestrator.inventory.devices import (
     parse_devices,
     unfit_for_910,
 )
+from orchestrator.inventory.imports import WORKERS, ImportedHost, import_hosts
 from orchestrator.inventory.limit import limit
 from orchestrator.inventory.model import (
     DeviceIp,
+    Gateway,
     Host,
     Inventory,
     ServerId,
@@ -16,15 +18,18 @@ from orchestrator.inventory.model import (
     SshOptions,
 )
 from orchestrator.inventory.notify import Notification, Secret
-from orchestrator.inventory.patterns import PatternError, expand
+from orchestrator.inventory.patterns import PatternError, expand, fold
 from orchestrator.inventory.read import load_inventory, parse_inventory
 from orchestrator.inventory.standby import Quarantined, utc, working_hosts
 
 __all__ = [
     "FOURS_OF_910",
+    "WORKERS",
     "DeviceIp",
     "DevicesError",
+    "Gateway",
     "Host",
+    "ImportedHost",
     "Inventory",
     "Notification",
     "PatternError",
@@ -34,6 +39,8 @@ __all__ = [
     "SshAddress",
     "SshOptions",
     "expand",
+    "fold",
+    "import_hosts",
     "limit",
     "load_inventory",
     "parse_devices",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 _MOST_NAMES = 65_536
 _ITEM = re.compile(r"(\d+)(?:-(\d+))?")
@@ -35,6 +35,34 @@ def expand(pattern: str) -> List[str]:
         if len(names) > _MOST_NAMES:
             raise PatternError(f"stands for more than {_MOST_NAMES} names", offset)
     return names
+
+
+def fold(names: Sequence[str]) -> List[str]:
+    """Patterns that stand for ``names``, in their order: ``expand`` gives them back.
+
+    >>> fold(["192.168.0.9", "192.168.0.10", "192.168.0.11", "login"])
+    ['192.168.0.[9-11]', 'login']
+    """
+    patterns: List[str] = []
+    runs = itertools.groupby(enumerate(names), key=lambda item: _run_of(*item))
+    for (stem, _, _), group in runs:
+        items = [name for _, name in group]
+        if stem is None or len(items) == 1:
+            patterns.extend(items)
+            continue
+        first, last = items[0][len(stem) :], items[-1][len(stem) :]
+        patterns.append(f"{stem}[{first}-{last}]")
+    return patterns
+
+
+def _run_of(index: int, name: str) -> Tuple[Optional[str], int, int]:
+    """What names next to each other in a range have in common."""
+    found = re.fullmatch(r"(.*?)(\d{1,5})", name, re.ASCII)
+    if found is None or "[" in name or "," in name:
+        return None, 0, 0
+    digits = found[2]
+    padded = len(digits) if digits.startswith("0") and len(digits) > 1 else 0
+    return found[1], padded, int(digits) - index
 
 
 def split(pattern: str) -> Iterator[Tuple[str, int]]:

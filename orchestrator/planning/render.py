@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 from typing import Iterable, Tuple
 
@@ -32,6 +33,8 @@ def _environment() -> jinja2.Environment:
         crontab_words=_crontab_words,
         unit_words=_unit_words,
         unit_path=_unit_path,
+        yaml=_yaml,
+        comment=_comment,
     )
     return environment
 
@@ -65,3 +68,13 @@ def _unit_words(argv: Iterable[str]) -> str:
 def _unit_path(text: str) -> str:
     """A path in a unit: ``%`` is a specifier, and backslash and quote are escaped."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+
+
+def _yaml(text: str) -> str:
+    """``text`` as a YAML scalar; a string of JSON is one of YAML too."""
+    return json.dumps(text)
+
+
+def _comment(text: str) -> str:
+    """Text that cannot end the comment it stands in."""
+    return "".join(char if char.isprintable() else "?" for char in text)
