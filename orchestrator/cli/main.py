@@ -17,6 +17,7 @@ from orchestrator.cli import (
     collect,
     completion,
     diagnose,
+    drill,
     facts,
     hosts,
     init,
@@ -73,6 +74,7 @@ for command in (
     completion.completion,
     manual.manual,
     init.init,
+    drill.drill,
 ):
     cli.add_command(command)
 

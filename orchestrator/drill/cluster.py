@@ -1,0 +1,283 @@
+"""Real sshd servers on 127.0.1.1, 127.0.1.2, …: hosts of a cluster that is all on this machine.
+
+Each server has its own host key and configuration, and its sessions their own PATH and HOME, so
+that nobody's login scripts take part. Works as root and as an ordinary user, for that user only.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from orchestrator.drill.processes import Process, descendants, end, having, wait_until
+from orchestrator.errors import HostNotReady
+from orchestrator.inventory import Host, ServerId, SshAddress, SshOptions
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_CONFIG = """\
+Port {port}
+ListenAddress {address}
+HostKey {folder}/host_key
+PidFile {folder}/sshd.pid
+AuthorizedKeysFile {authorized_keys}
+SetEnv "PATH={path}" "HOME={folder}/home"
+StrictModes no
+UsePAM no
+UseDNS no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PrintMotd no
+PrintLastLog no
+LogLevel VERBOSE
+"""
+
+
+def sshd() -> str:
+    """The ssh server's program. Raises HostNotReady where it is not installed."""
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise HostNotReady(
+            "sshd is not installed on this machine",
+            hint="install it, e.g. apt-get install openssh-server; it need not be started",
+        )
+    return found
+
+
+def write_key(path: Path) -> str:
+    """A new Ed25519 key pair, ``path`` and ``path``.pub; returns the public key's text."""
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.chmod(0o600)
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    path.with_name(path.name + ".pub").write_text(public + "\n")
+    return public
+
+
+@dataclass
+class Server:
+    """One sshd and its folder: ``host_key``, ``sshd_config``, ``sshd.log``, ``home/``."""
+
+    folder: Path
+    address: str
+    port: int
+    process: Optional[subprocess.Popen[bytes]] = None
+
+    def configure(self, authorized_keys: Path) -> str:
+        """Write key and configuration; returns the line for ``known_hosts``."""
+        (self.folder / "home").mkdir(parents=True)
+        text = _CONFIG.format(
+            port=self.port,
+            address=self.address,
+            folder=self.folder,
+            authorized_keys=authorized_keys,
+            path=SYSTEM_PATH,
+        )
+        (self.folder / "sshd_config").write_text(text)
+        return self.new_key()
+
+    def new_key(self) -> str:
+        """Give it another host key, from its next start on; returns the line for
+        ``known_hosts``."""
+        return f"[{self.address}]:{self.port} {write_key(self.folder / 'host_key')}\n"
+
+    def start(self) -> None:
+        (self.folder / "sshd.pid").unlink(missing_ok=True)
+        command = [
+            sshd(),
+            "-D",
+            "-f",
+            f"{self.folder}/sshd_config",
+            "-E",
+            f"{self.folder}/sshd.log",
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def wait_ready(self) -> None:
+        wait_until(self._listens, f"sshd on {self.address}:{self.port}")
+
+    def cut(self) -> None:
+        """End all connections. What runs in them is left alone, as when a network fails."""
+        end(self.connections())
+
+    def freeze(self) -> None:
+        """Nothing comes back from the host any more, not even a refusal."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+        for one in self.connections():
+            one.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        for one in self.connections():
+            one.send(signal.SIGCONT)
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the server and its connections; what runs in them is left alone."""
+        if self.process is not None and self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGSTOP)  # no new connection meanwhile
+            self.cut()
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def close(self) -> None:
+        """End the server and everything that was started through it, detached or not: no process
+        outside the host has its HOME."""
+        self.stop()
+        end(having("HOME", str(self.folder / "home")))
+
+    def connections(self) -> List[Process]:
+        assert self.process is not None
+        return [one for one in descendants(self.process.pid) if one.name.startswith("sshd")]
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            log = (self.folder / "sshd.log").read_text("utf-8", "replace").strip()
+            raise HostNotReady(
+                f"sshd on {self.address}:{self.port} ended: {log}",
+                hint="see whether the address and port can be used on this machine",
+            )
+        # sshd writes this when it listens. A connection could have been taken by another's sshd.
+        pid_file = self.folder / "sshd.pid"
+        return pid_file.exists() and pid_file.read_text().strip() == str(self.process.pid)
+
+
+class Loopback:
+    """A cluster of ``count`` hosts of two devices with an sshd each, below ``folder``. Names,
+    addresses and server ids are the same."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        sshd()
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # for its privilege separation
+        folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()
+        self.folder = folder
+        self.key = folder / "id_ed25519"
+        self.known_hosts = folder / "known_hosts"
+        addresses = [f"127.0.1.{number}" for number in range(1, count + 1)]
+        self.port = _free_port(addresses)
+        self._servers = {one: Server(folder / one, one, self.port) for one in addresses}
+        authorized = folder / "authorized_keys"
+        authorized.write_text(write_key(self.key) + "\n")
+        self.known_hosts.write_text(
+            "".join(server.configure(authorized) for server in self._servers.values())
+        )
+        self.hosts: Tuple[Host, ...] = tuple(self._host(address) for address in addresses)
+
+    def __enter__(self) -> Loopback:
+        try:
+            for server in self._servers.values():
+                server.start()
+            for server in self._servers.values():
+                server.wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers.values():
+            server.close()
+
+    def server(self, host: Host) -> Server:
+        return self._servers[host.address]
+
+    def start(self, host: Host) -> None:
+        """The host is back after ``Server.stop``."""
+        self.server(host).start()
+        self.server(host).wait_ready()
+
+    def inventory(self, hosts: Sequence[Host], **top: object) -> Path:
+        """Write an inventory of ``hosts``, with ``top`` at its top level."""
+        document: Dict[str, object] = {
+            "cluster": "drill",
+            "hosts": {host.name: _overrides(host) for host in hosts},
+            **top,
+        }
+        path = self.folder / "inventory.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    def _host(self, address: str) -> Host:
+        return Host(
+            name=address,
+            address=SshAddress(address),
+            server_id=ServerId(address),
+            devices=(0, 1),
+            device_target="CPU",
+            workdir=str(self.folder / address / "workdir"),
+            python=sys.executable,
+            ssh=SshOptions(
+                user=getpass.getuser(),
+                port=self.port,
+                key=str(self.key),
+                known_hosts=str(self.known_hosts),
+                connect_timeout=5.0,
+            ),
+        )
+
+
+def _overrides(host: Host) -> Dict[str, object]:
+    ssh = host.ssh
+    return {
+        "devices": list(host.devices),
+        "device_target": host.device_target,
+        "workdir": host.workdir,
+        "python": host.python,
+        "ssh": {
+            "user": ssh.user,
+            "port": ssh.port,
+            "key": ssh.key,
+            "known_hosts": ssh.known_hosts,
+            "connect_timeout": ssh.connect_timeout,
+        },
+    }
+
+
+def _free_port(addresses: Sequence[str]) -> int:
+    """A port that is free on every address right now."""
+    for _ in range(100):
+        with closing(socket.socket()) as first:
+            first.bind((addresses[0], 0))
+            port = int(first.getsockname()[1])
+            if all(_is_free(address, port) for address in addresses[1:]):
+                return port
+    raise HostNotReady("no port is free on 127.0.1.1 and its neighbours", hint="try again")
+
+
+def _is_free(address: str, port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True
