@@ -75,9 +75,11 @@ def _command(title: str, command: click.Command) -> List[str]:
     lines = [f".SS {_text(title)}", rf"\fB{_text(title)}\fR {_text(usage)}", ".PP"]
     lines += _prose(command.help or "")
     for parameter in command.params:
+        if isinstance(parameter, click.Argument):  # the text above says what it is
+            continue
         record = parameter.get_help_record(context)
-        if record is not None and record[1]:  # the help of an argument is the text above
-            lines += [".TP", rf"\fB{_text(record[0])}\fR", _text(record[1])]
+        if record is not None:
+            lines += [".TP", rf"\fB{_text(record[0])}\fR", _text(record[1]) or r"\&"]
     return lines
 
 

@@ -80,7 +80,7 @@ def _plain(text: str, filename: str) -> _Hosts:
         for item in re.split(r"[,\s]+", line.partition("#")[0].strip()):
             if not item or _SLOTS.fullmatch(item):  # slots: a hostfile of MPI
                 continue
-            user, _, rest = item.rpartition("@")
+            user, _, rest = _RANGE.sub(r"[\1-\2]", item).rpartition("@")
             name, _, port = rest.partition(":")
             settings = {key: value for key, value in (("user", user), ("port", port)) if value}
             for one in _names(name, place):
