@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, TypeVar
 
 from orchestrator.errors import OrchError, PlanError, one_error
-from orchestrator.inventory import Host, SshOptions
+from orchestrator.inventory import Gateway, Host, SshOptions
 from orchestrator.transport.base import Transport
 from orchestrator.transport.pool import Outcome, connect, fan_out
 
@@ -83,7 +83,9 @@ def on_each(
 
 def _host(fields: Dict[str, Any]) -> Host:
     fields = dict(fields)
-    fields["ssh"] = SshOptions(**fields["ssh"])
+    ssh = dict(fields["ssh"])
+    ssh["gateways"] = tuple(Gateway(**one) for one in ssh.get("gateways", ()))
+    fields["ssh"] = SshOptions(**ssh)
     for key in ("devices", "device_ips", "groups"):
         fields[key] = tuple(fields[key])
     return Host(**fields)

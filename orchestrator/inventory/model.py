@@ -22,6 +22,17 @@ SPARES = "spares"
 
 
 @dataclass(frozen=True)
+class Gateway:
+    """A host that connections lead through (ProxyJump). Paths are absolute."""
+
+    address: SshAddress
+    user: Optional[str] = None
+    port: int = 22
+    key: Optional[str] = None
+    known_hosts: Optional[str] = None
+
+
+@dataclass(frozen=True)
 class SshOptions:
     """How to reach a host over SSH. Paths have ``~`` expanded and are relative to the inventory
     file's folder where written so. Times in seconds."""
@@ -31,6 +42,10 @@ class SshOptions:
     key: Optional[str] = None
     known_hosts: Optional[str] = None
     connect_timeout: float = 10.0
+    gateways: Tuple[Gateway, ...] = ()
+    """On the way to the host, the nearest to us first."""
+    proxy_command: Optional[str] = None
+    """Shell command whose standard input and output are the connection (ssh_config's own)."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from orchestrator.inventory.model import (
 )
 from orchestrator.inventory.notify import read_notify
 from orchestrator.inventory.settings import HOST_KEYS, Layer, Reader
+from orchestrator.inventory.ssh_route import RouteError, Said, SshConfig, route
 from orchestrator.problems import Problems, shown
 from orchestrator.yaml_positions import compose, document
 
@@ -78,6 +79,7 @@ class _Reading:
         self.default_python = default_python
         self.declared: Dict[str, Location] = {}
         self.groups_of: Dict[str, List[str]] = {}
+        self.ssh_configs: Dict[str, SshConfig] = {}
 
     def inventory(self, root: yaml.Node) -> Optional[Inventory]:
         reader = self.reader
@@ -244,7 +246,10 @@ class _Reading:
         if len(self.problems.found) > found or any(s.value is None for s in layer.values()):
             return None
         connection = _value(layer, "connection", "ssh")
-        address = _value(layer, "address", name)
+        way = self.route(name, layer, connection)
+        if way is None:
+            return None
+        address, ssh = way
         server_id = _value(layer, "server_id", address)
         if len(server_id) > 64:
             self.problems.add(
@@ -266,15 +271,40 @@ class _Reading:
             env={k[4:]: cast(str, s.value) for k, s in layer.items() if k.startswith("env.")},
             device_ips=_value(layer, "device_ips", ()),
             groups=tuple(self.groups_of[name]),
-            ssh=SshOptions(
-                user=_value(layer, "ssh.user", None),
-                port=_value(layer, "ssh.port", 22),
-                key=self.path(layer, "ssh.key"),
-                known_hosts=self.path(layer, "ssh.known_hosts"),
-                connect_timeout=_value(layer, "ssh.connect_timeout", 10.0),
-            ),
+            ssh=ssh,
             shared_workdir=self.shared_workdir(name, layer, connection),
         )
+
+    def route(self, name: str, layer: Layer, connection: str) -> Optional[Tuple[str, SshOptions]]:
+        """Address and SSH options of a host; None after reporting a problem."""
+        address = _value(layer, "address", name)
+        said = Said(
+            user=_value(layer, "ssh.user", None),
+            port=_value(layer, "ssh.port", None),
+            key=self.path(layer, "ssh.key"),
+            known_hosts=self.path(layer, "ssh.known_hosts"),
+            connect_timeout=_value(layer, "ssh.connect_timeout", None),
+            jump=_value(layer, "ssh.jump", None),
+        )
+        try:
+            config = self.ssh_config(layer) if connection == "ssh" else None
+            return route(address, said, config)
+        except RouteError as error:
+            setting = layer.get("ssh.jump") or layer.get("ssh.config")
+            at = setting.at if setting else self.declared[name]
+            known = any(str(error) == problem.message for problem in self.problems.found)
+            if not known:  # one file serves many hosts
+                self.problems.add(str(error), at, error.hint)
+            return None
+
+    def ssh_config(self, layer: Layer) -> Optional[SshConfig]:
+        text: Optional[str] = _value(layer, "ssh.config", None)
+        if text is None or text == "false":
+            return None
+        path = str(self.home / ".ssh/config") if text == "true" else self.path(layer, "ssh.config")
+        if path not in self.ssh_configs:
+            self.ssh_configs[str(path)] = SshConfig(Path(str(path)), self.home)
+        return self.ssh_configs[str(path)]
 
     def check_devices(self, layer: Layer) -> None:
         devices: Tuple[int, ...] = _value(layer, "devices", ())

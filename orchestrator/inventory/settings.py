@@ -263,6 +263,11 @@ class Reader:
     def connection(self, node: yaml.Node, what: str) -> Optional[str]:
         return self._choice(node, what, CONNECTIONS)
 
+    def ssh_config(self, node: yaml.Node, what: str) -> Optional[str]:
+        """``true``, ``false``, or the path of an OpenSSH configuration."""
+        text = self.text(node, what)
+        return text.lower() if text is not None and text.lower() in ("true", "false") else text
+
     def shared(self, node: yaml.Node, what: str) -> Optional[str]:
         """``true``, or the absolute path under which this machine sees the workdir."""
         text = self.text(node, what)
@@ -302,6 +307,8 @@ _SSH: Dict[str, _Parse] = {
     "key": Reader.text,
     "known_hosts": Reader.text,
     "connect_timeout": Reader.seconds,
+    "config": Reader.ssh_config,
+    "jump": Reader.text,
 }
 
 SETTINGS: Dict[str, _Parse] = {

@@ -18,7 +18,7 @@ import threading
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import paramiko
 
@@ -30,6 +30,7 @@ from orchestrator.errors import (
     TransportError,
 )
 from orchestrator.inventory import Host
+from orchestrator.transport.gateways import COMMANDS_AT_ONCE, GatewayPool, Tunnel, run_command
 from orchestrator.transport.known_hosts import (
     HostKey,
     fingerprint,
@@ -61,18 +62,27 @@ def open_connection(host: Host) -> paramiko.Transport:
     Raises HostUnreachable, HostTimeout, HostKeyMismatch or KeyRefused. The time limit is
     ``host.ssh.connect_timeout`` for everything together, without waiting for a free handshake.
     """
-    with _handshakes:
-        deadline = time.monotonic() + host.ssh.connect_timeout
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return _handshake(host, deadline)
-            except _Dropped:
-                pause = random.uniform(0.1, 0.5) * attempt
-                if attempt > _DROPPED_RETRIES or time.monotonic() + pause >= deadline:
-                    raise
-                time.sleep(pause)
+    if host.ssh.gateways:
+        return _open(host, _gateways.tunnel(host, host.ssh.connect_timeout))
+    with _handshakes, COMMANDS_AT_ONCE if host.ssh.proxy_command else contextlib.nullcontext():
+        return _open(host)
+
+
+def _open(host: Host, tunnel: Optional[Tunnel] = None) -> paramiko.Transport:
+    """As often as the server drops us while it is busy, within the time limit."""
+    deadline = time.monotonic() + host.ssh.connect_timeout
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return _handshake(host, deadline, tunnel)
+        except _Dropped:
+            pause = random.uniform(0.1, 0.5) * attempt
+            if attempt > _DROPPED_RETRIES or time.monotonic() + pause >= deadline:
+                raise
+            time.sleep(pause)
+        if tunnel is not None:
+            tunnel = _gateways.tunnel(host, max(deadline - time.monotonic(), 0.1))
 
 
 def drop_connection(connection: paramiko.Transport) -> None:
@@ -87,9 +97,16 @@ class _Dropped(HostUnreachable):
     """The server took the TCP connection and closed it before it said anything."""
 
 
-def _handshake(host: Host, deadline: float) -> paramiko.Transport:
+# A host behind a gateway waits for it without holding a free handshake, so all may wait at once.
+_gateways = GatewayPool(lambda gateway: open_connection(gateway), drop_connection)
+
+
+def _handshake(host: Host, deadline: float, tunnel: Optional[Tunnel]) -> paramiko.Transport:
     known = _known_keys(host)
-    connection = paramiko.Transport(_connect_tcp(host, deadline))
+    sock: Any = tunnel
+    if sock is None:
+        sock = run_command(host) if host.ssh.proxy_command else _connect_tcp(host, deadline)
+    connection = paramiko.Transport(sock)
     try:
         _tune(connection, host, known)
         _negotiate(connection, host, deadline)

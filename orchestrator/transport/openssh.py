@@ -62,13 +62,18 @@ def find_ssh() -> Optional[str]:
 
 @contextmanager
 def ssh_streams(program: str, hosts: Sequence[Host]) -> Iterator[Dict[str, Streams]]:
-    """For each of ``hosts`` reached over SSH, by name, a way to start a command there with the
-    ssh at ``program``. Each stream is a connection of its own. All end with the block.
+    """For each of ``hosts`` reached over SSH directly, by name, a way to start a command there
+    with the ssh at ``program``. Each stream is a connection of its own. All end with the block.
+    A jump host would drop so many: hosts behind one are left out, for their shared connection.
 
     The host keys that we know are written to a file of ours, which is all that ssh looks at.
     Streams raise HostUnreachable when the connection cannot be made or breaks.
     """
-    reached = [host for host in hosts if host.connection == "ssh"]
+    reached = [
+        host
+        for host in hosts
+        if host.connection == "ssh" and not host.ssh.gateways and not host.ssh.proxy_command
+    ]
     running: List[OpenSshStream] = []
     with tempfile.TemporaryDirectory(prefix="glm2-orch-") as folder:
         known = Path(folder, "known_hosts")
