@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import signal
 import sys
@@ -36,6 +36,7 @@ from orchestrator.cli import (
     status,
     stop,
 )
+from orchestrator.cli.output import json_text, say
 from orchestrator.errors import HostErrors, OrchError, Terminated
 
 
@@ -94,7 +95,9 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
     except click.exceptions.Exit as stop_:
         status = stop_.exit_code
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"))
         status = error.exit_code
     except OrchError as error:
         _show(error, as_json=meta.get("glm2.output", "table") != "table")
@@ -128,15 +131,15 @@ def _terminated(_signum: int, _frame: object) -> NoReturn:
 
 def _show(error: OrchError, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"schema": 1, "error": _record(error)}, ensure_ascii=False))
+        click.echo(json_text({"schema": 1, "error": _record(error)}))
     if isinstance(error, HostErrors):
         for one in error.errors:
-            click.echo(f"  {one}", err=True)
+            say(f"  {one}")
             if one.hint and one.hint != error.hint:
-                click.echo(f"    next: {one.hint}", err=True)
-    click.echo(f"error: {error}", err=True)
+                say(f"    next: {one.hint}")
+    say(f"error: {error}")
     if error.hint:
-        click.echo(f"  next: {error.hint}", err=True)
+        say(f"  next: {error.hint}")
 
 
 def _record(error: OrchError) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,8 +55,14 @@ def output_option(*formats: str) -> Callable[[F], F]:
 
 def print_json(data: Mapping[str, Any]) -> None:
     """One JSON object with ``schema`` first; control characters cannot reach the terminal."""
-    text = json.dumps({"schema": 1, **data}, indent=2, ensure_ascii=False, default=str)
-    click.echo(text)
+    click.echo(json_text({"schema": 1, **data}, indent=2))
+
+
+def json_text(data: Mapping[str, Any], indent: Optional[int] = None) -> str:
+    """JSON in which whatever could drive a terminal is escaped, not only what JSON escapes."""
+    from orchestrator.logs.text import escaped_json
+
+    return escaped_json(json.dumps(data, indent=indent, ensure_ascii=False, default=str))
 
 
 @contextmanager
@@ -70,18 +77,31 @@ def writing_to(target: str) -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Talk: one line on stderr."""
-    click.echo(message, err=True)
+    """Talk on stderr, usually one line. Control characters are shown escaped: a message may
+    quote what a host or a file said."""
+    from orchestrator.logs.text import printable_lines
+
+    click.echo(printable_lines(message), err=True)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console that follows NO_COLOR and CLICOLOR, and does not wrap when piped."""
+    """A rich console that follows NO_COLOR and CLICOLOR, and does not wrap when piped.
+
+    Texts are shown as they are: no markup of rich in them counts, and control characters are
+    escaped. What is styled on purpose is a ``rich.text.Text``.
+    """
     from rich.console import Console
+
+    from orchestrator.logs.text import printable_lines
+
+    class Plainly(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable_lines(text), **{**options, "markup": False})
 
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     no_color: Optional[bool] = True if os.environ.get("CLICOLOR") == "0" else None
-    return Console(
+    return Plainly(
         file=stream, no_color=no_color, highlight=False, width=200 if plain else None, emoji=False
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
 
 import click
 
-from orchestrator.cli.output import console, output_option, print_json, say, seconds
+from orchestrator.cli.output import console, json_text, output_option, print_json, say, seconds
 from orchestrator.cli.request import MODES, inventory_options
 from orchestrator.errors import UsageError
 
@@ -86,7 +85,7 @@ def preflight(
         print_json({"hosts": len(inventory.hosts), "findings": _records(result.findings)})
     elif output == "jsonl":
         for record in _records(result.findings):
-            click.echo(json.dumps({"schema": 1, **record}, ensure_ascii=False))
+            click.echo(json_text({"schema": 1, **record}))
     else:
         print_findings(result.findings, inventory.hosts, time.monotonic() - begun)
     if quarantine:

@@ -95,6 +95,8 @@ def state_record(state: RunState) -> Dict[str, Any]:
 def _print(state: RunState, now: float) -> None:
     from rich.table import Table
 
+    from orchestrator.logs.text import printable
+
     table = Table(box=None, pad_edge=False)
     for column in ("RANK", "HOST", "STATE", "PHASE", "STEP", "LOSS", "TOKENS/S/P", "EXIT", "HEARD"):
         table.add_column(column, justify="right" if column in _NUMERIC else "left")
@@ -104,7 +106,7 @@ def _print(state: RunState, now: float) -> None:
         table.add_row(*_row(process, hosts.get(process.host), state, now))
     console().print(table)
     for line in _closing(state, now):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 _NUMERIC = {"RANK", "STEP", "LOSS", "TOKENS/S/P", "EXIT"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, Mapping, Optional, U
 
 import click
 
-from orchestrator.cli.output import console, say
+from orchestrator.cli.output import console, json_text, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +73,7 @@ def _lines(reader: RunReader, interval: float, output: str) -> Optional[int]:
         shot = reader.read()
         if output == "json":
             record = {"schema": 1, **state_record(shot.state)}
-            text = json.dumps(record, ensure_ascii=False, default=str)
+            text = json_text(record)
         else:
             text = line_of(shot, time.time())
         if text != last:
