@@ -1,10 +1,10 @@
 """Going on from the checkpoints of an earlier run: in place, or brought into a new shape.
 
 A rank looks for its checkpoint in ``resume/`` of its run folder. Where the earlier run had the
-same ranks on the same hosts in the same layout, that is a link to its output. Otherwise the last
-complete step is collected here, cut for the new layout, and each host is sent the files of its
-ranks. What the worker then reads it verifies by checksum, and ranks step back together where one
-of them has not got a step whole (``glm2/resume.py``).
+same ranks on the same hosts in the same layout, and all have the step, that is a link to its
+output. Otherwise the last complete step is collected here, cut for the new layout, and each host
+is sent the files of its ranks. What the worker then reads it verifies by checksum, and ranks step
+back together where one of them has not got a step whole (``glm2/resume.py``).
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def prepare(run: OpenRun, earlier: RunPaths) -> Tuple[str, ...]:
         reopened(earlier) as opened,
         sources_of(old, opened.transports, load_hosts(earlier.hosts_file)) as sources,
     ):
-        if before == now and _placement(old) == _placement(run.plan):
-            choice = choose(sources, step="latest", everything=True)
+        same = before == now and _placement(old) == _placement(run.plan)
+        choice = choose(sources, step="latest", everything=True) if same else None
+        if choice is not None and len(choice.files) == old.world_size:
             _link(run, earlier.run_id)
             notes = (*choice.notes, f"resumes run {earlier.run_id} in place, step {choice.step}")
         else:
@@ -92,7 +93,7 @@ def prepare(run: OpenRun, earlier: RunPaths) -> Tuple[str, ...]:
                 _push(run, cut)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            how = "on other hosts" if before == now else f"cut from {before} for {now}"
+            how = "sent anew" if before == now else f"cut from {before} for {now}"
             notes = (*notes, f"resumes run {earlier.run_id}, step {report.step}, {how}")
     run.journal.append("resume", run_id=earlier.run_id, notes=list(notes))
     return notes

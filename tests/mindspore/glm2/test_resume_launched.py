@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Callable, List
 
@@ -98,3 +99,18 @@ def test_on_other_hosts_and_in_another_layout_it_goes_on_within_rounding(
     whole = [*launches.losses("wide")[:9], *launches.losses("narrow")]
     assert len(whole) == STEPS
     np.testing.assert_allclose(whole, losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_host_that_lost_its_files_is_sent_what_others_have(
+    launches: Launches, trained: Callable[[Shape], str]
+) -> None:
+    pair = Shape(data=2)
+    half = launches.launch("pair", pair, "--set", "runner_config.epochs=2", hosts=2)
+    assert half.status == 0, half.stderr + launches.said("pair", 2)
+    shutil.rmtree(launches.folder / "work1/runs/pair/output")
+    result = launches.launch("again", pair, "--resume", "pair", hosts=2)
+    assert result.status == 0, result.stderr + launches.said("again", 2)
+    assert "resumes run pair, step 2_5, sent anew" in result.stderr
+    whole = [*launches.losses("pair"), *launches.losses("again")]
+    np.testing.assert_allclose(whole, launches.losses(trained(Shape())), rtol=1e-5)
