@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple, TypeVar
 
-from orchestrator import watch_options
+from orchestrator import recovery_options, watch_options
 from orchestrator.errors import JobError, Location, UsageError
 from orchestrator.problems import Problems, nearest, shown
 from orchestrator.stage_options import PREFIX, Stage, StageOptionError, parse_stage
@@ -62,6 +62,8 @@ class Job:
     heartbeat_s: float = 1.0
     watch: Mapping[str, Value] = field(default_factory=dict)
     """How it is watched: keys of ``watch_options``, where they differ from the defaults."""
+    recovery: Mapping[str, recovery_options.Value] = field(default_factory=dict)
+    """What is done after a failure: keys of ``recovery_options``, likewise."""
     stage: Stage = field(default_factory=Stage)
     """Files of this machine that the hosts get first; ``staged:NAME`` names them there."""
 
@@ -92,6 +94,8 @@ class JobOptions:
     heartbeat_s: Optional[float] = None
     watch: Tuple[str, ...] = ()
     """``--watch KEY=VALUE``."""
+    recovery: Tuple[str, ...] = ()
+    """``--recover KEY=VALUE``."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ def build_job(
         grace_s=_given(options.grace_s, base.grace_s),
         heartbeat_s=_given(options.heartbeat_s, base.heartbeat_s),
         watch={**base.watch, **dict(_watch_option(text) for text in options.watch)},
+        recovery={**base.recovery, **dict(_recovery_option(text) for text in options.recovery)},
     )
     _check(job)
     return job
@@ -220,6 +225,18 @@ def _watch_option(text: str) -> Tuple[str, Value]:
         ) from error
 
 
+def _recovery_option(text: str) -> Tuple[str, recovery_options.Value]:
+    key, written = _assignment("--recover", text)
+    try:
+        return key, recovery_options.check(key, parse_scalar(written))
+    except recovery_options.RecoveryOptionError as error:
+        raise UsageError(f"--recover {shown(text)}: {error}", hint=error.hint) from None
+    except ValueError as error:
+        raise UsageError(
+            f"--recover {shown(text)}: the value is not YAML: {error}", hint="quote it"
+        ) from error
+
+
 def _split(command: str) -> Tuple[str, ...]:
     try:
         argv = tuple(shlex.split(command))
@@ -284,6 +301,7 @@ _KEYS = (
     "grace_s",
     "heartbeat_s",
     "watch",
+    "recovery",
     "stage",
 )
 
@@ -326,6 +344,7 @@ class _Section:
             grace_s=self.seconds("grace_s", Job.grace_s),
             heartbeat_s=self.seconds("heartbeat_s", Job.heartbeat_s),
             watch=self.watch(),
+            recovery=self.recovery(),
             stage=self.stage(),
         )
 
@@ -407,6 +426,15 @@ class _Section:
                 options[key] = watch_options.check(key, value)
             except watch_options.WatchOptionError as error:
                 self.wrong(str(error), "watch", key, hint=error.hint)
+        return options
+
+    def recovery(self) -> Dict[str, recovery_options.Value]:
+        options: Dict[str, recovery_options.Value] = {}
+        for key, value in self.mapping("recovery").items():
+            try:
+                options[key] = recovery_options.check(key, value)
+            except recovery_options.RecoveryOptionError as error:
+                self.wrong(str(error), "recovery", key, hint=error.hint)
         return options
 
     def settings(self) -> Dict[str, object]:

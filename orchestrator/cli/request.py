@@ -83,6 +83,13 @@ def job_options(function: F) -> F:
                 metavar="KEY=VALUE",
                 help="How the run is watched, e.g. step_s=900, on_divergence=stop, silence_s=120.",
             ),
+            click.option(
+                "--recover",
+                "recovery",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="What is done after a failure, e.g. max_restarts=3, min_hosts=10.",
+            ),
             click.option("--recipe", help="ascend_ranktable, dynamic_cluster or standalone."),
             click.option(
                 "--worker-command", metavar="COMMAND", help="Run this instead of python -m glm2."
@@ -174,6 +181,7 @@ def build_job(
         load_checkpoint=request["load_checkpoint"],
         predict_data=request["predict_data"],
         watch=request["watch"],
+        recovery=request["recovery"],
     )
     defaults = jobs.JobDefaults(inventory.job, inventory.job_locations, inventory.folder)
     job = jobs.build_job(
