@@ -61,7 +61,17 @@ class Supervisor:
 
     def _argv(self, command: str, *options: str) -> List[str]:
         program = f"{self.run_dir}/node/supervisor.py"
-        return [self.python, program, command, "--run-dir", self.run_dir, *self.caller, *options]
+        # Without site-packages, which it does not need: it starts in half the time.
+        return [
+            self.python,
+            "-S",
+            program,
+            command,
+            "--run-dir",
+            self.run_dir,
+            *self.caller,
+            *options,
+        ]
 
     def _ask(self, command: str, *options: str, timeout: float) -> Answer:
         done = self.transport.run(self._argv(command, *options), timeout=timeout)

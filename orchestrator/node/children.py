@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
 from typing import List, Optional
 
 from . import processes
@@ -13,17 +12,19 @@ from .leases import Lock
 from .spec import ProcessSpec
 
 
-@dataclass
 class Child:
     """A process of the specification that was started."""
 
-    spec: ProcessSpec
-    popen: "subprocess.Popen[bytes]"
-    start_ticks: int
-    code: Optional[int] = None
-    """As a shell shows it, 128 + signal; None while it runs."""
-    signalled: bool = False
-    """We ended it: whatever its exit status, it is not a cause."""
+    def __init__(
+        self, spec: ProcessSpec, popen: "subprocess.Popen[bytes]", start_ticks: int
+    ) -> None:
+        self.spec = spec
+        self.popen = popen
+        self.start_ticks = start_ticks
+        self.code: Optional[int] = None
+        """As a shell shows it, 128 + signal; None while it runs."""
+        self.signalled = False
+        """We ended it: whatever its exit status, it is not a cause."""
 
     @property
     def running(self) -> bool:

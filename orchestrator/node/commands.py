@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Callable, Dict, List, NoReturn, Optional
 
-from . import control, fence, journal, snapshot, stacks, stopping, streaming
+from . import control, fence, journal, snapshot, stopping
 from .daemon import arm
 from .failure import NodeError
 from .folder import Json, RunFolder
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--journal", type=_offset, default=0, metavar="OFFSET")
     sub.add_argument("--offsets", type=_offsets, default={}, metavar="JSON")
     command("status", "print one snapshot", lambda options: snapshot.take(options.folder))
-    command("stacks", "show where every rank stands now", lambda o: stacks.take(o.folder))
+    command("stacks", "show where every rank stands now", _stacks)
     command("claim", "take over control of the run", _claim)
     sub = command("stop", "end everything and prove that nothing is left", _stop)
     sub.add_argument("--grace", type=_seconds, metavar="S")
@@ -113,7 +113,15 @@ def _started_wall(folder: RunFolder) -> Optional[float]:
     return None
 
 
+def _stacks(options: argparse.Namespace) -> Json:
+    from . import stacks  # imported by the one command that needs it: arming is to be quick
+
+    return stacks.take(options.folder)
+
+
 def _stream(options: argparse.Namespace) -> None:
+    from . import streaming
+
     streaming.stream(options.folder, options.journal, options.offsets, caller_of(options))
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
@@ -18,8 +17,7 @@ from .folder import Json, RunFolder, read_json
 FILE = "controller.json"
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who sends a command: the epoch of its controller, and its own name. A command that only
     acts for the controller, such as ``stop`` from another terminal, names no owner."""
 

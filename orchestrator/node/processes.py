@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Set, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 try:
     import ctypes
@@ -22,8 +21,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _EXEC_S = 0.01
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """One line of /proc/PID/stat."""
 
     pid: int

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 from .failure import NodeError
 
 DEFAULT_LINGER_S = 10.0
 
 
-@dataclass(frozen=True)
-class ProcessSpec:
+class ProcessSpec(NamedTuple):
     """One process: a rank, or a service (``rank`` None) that lives as long as ranks do."""
 
     name: str
@@ -21,8 +19,7 @@ class ProcessSpec:
     argv: Tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """All that the supervisor needs to know. Times in seconds."""
 
     run_id: str

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from . import journal, processes
 from .folder import Json, RunFolder
@@ -26,8 +25,7 @@ _MOST_BYTES = 64 * 1024
 _MOST_THREADS = 64
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A worker that was signalled, and where in its ``stacks.log`` the answer begins."""
 
     process: Process

@@ -156,8 +156,8 @@ class Standing(FakeTransport):
         self.asked: List[str] = []
 
     def run(self, argv: Any, **_: Any) -> Any:
-        self.asked.append(argv[2])
-        if argv[2] == "stacks":
+        self.asked.append(argv[3])
+        if argv[3] == "stacks":
             places = [("all_reduce", 7), ("all_reduce", 7), ("load_batch", 50)]
             stacks = [
                 {
