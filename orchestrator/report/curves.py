@@ -154,7 +154,7 @@ class _Reading:
             self._phase = (phase, wall)
             if phase == "checkpoint" and self._steps:
                 self._marks["save"].append(self._steps[-1])
-        if isinstance(step, int) and not isinstance(step, bool) and step > 0:
+        if isinstance(step, int) and not isinstance(step, bool) and 0 < step < 1 << 53:
             self._step(step, entry)
         if isinstance(entry.get("result"), dict):
             self._result = entry["result"]

@@ -106,10 +106,10 @@ def _host(
     silent = listened and heard is not None and heard > SILENT_S
     tracks = [shot.tracks.get(rank.rank or 0, Track(rank.rank or 0)) for rank in ranks]
     doing = tuple(_doing(rank, silent, slow) for rank in ranks)
-    steps = [rank.step for rank in ranks if rank.step is not None]
+    steps = [step for rank in ranks if (step := whole(rank.step)) is not None]
     losses = [loss for rank in ranks if (loss := number(rank.loss)) is not None]
     speeds = [v for rank in ranks if (v := number(rank.tokens_per_s_per_p)) is not None]
-    phases = Counter(rank.phase for rank in ranks if rank.phase)
+    phases = Counter(rank.phase for rank in ranks if isinstance(rank.phase, str))
     return HostView(
         name=host.name,
         ranks=tuple(rank.rank for rank in ranks if rank.rank is not None),
@@ -132,6 +132,12 @@ def medians(series: List[Tuple[float, ...]]) -> Tuple[float, ...]:
         return ()
     length = min(map(len, filled))
     return tuple(map(median, zip(*(one[-length:] for one in filled))))
+
+
+def whole(value: object) -> Optional[int]:
+    """A step as a rank reported it; None for what is no step."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+    return value if fits else None  # type: ignore[return-value]
 
 
 def _doing(rank: ProcessState, silent: bool, slow: FrozenSet[int]) -> str:

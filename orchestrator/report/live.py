@@ -84,7 +84,7 @@ def _head(summary: Summary, hosts: Sequence[HostView], width: int) -> List[Text]
     state = summary.state
     first = Text.assemble((state.run_id, "bold"), "  ")
     first.append(state.status.value, _STATUS[state.status])
-    first.append(f"  {state.mode} on {state.cluster}", "dim")
+    first.append(printable(f"  {state.mode} on {state.cluster}"), "dim")
     age = "" if summary.age_s is None else duration(summary.age_s)
     first.append(age.rjust(max(1, width - len(first))) if age else "")
     return [first, _progress(summary, width), _figures(summary), _legend(hosts)]
@@ -178,7 +178,7 @@ def _row(
     host: HostView, name: int, columns: Sequence[Tuple[str, int, bool]], fastest: float
 ) -> Text:
     text = Text()
-    text.append(_fit(printable(host.name), name), "bold yellow" if host.troubles else "")
+    text.append(_fit(host.name, name), "bold yellow" if host.troubles else "")
     usage = host.usage
     values = {
         "RANKS": format_ranks(host.ranks),
@@ -302,4 +302,5 @@ def _speed_bars(speeds: Sequence[float], width: int, fastest: float = 0.0) -> st
 
 
 def _fit(text: str, size: int) -> str:
+    text = printable(text)
     return text.ljust(size) if len(text) <= size else text[: size - 1] + "…"

@@ -148,9 +148,10 @@ def _run_samples(shot: Snapshot, now: float) -> Iterator[Sample]:
     for rule, count in sorted(rules.items()):
         yield "glm2_run_decisions_total", (run, rule), float(count)
     result = next((rank.result for rank in state.ranks if isinstance(rank.result, dict)), {})
-    for key, figure in result.items():
-        if _is_number(figure):
-            yield "glm2_run_result", (run, str(key)), float(figure)
+    for key, value in result.items():
+        figure = _figure(value)
+        if figure is not None:
+            yield "glm2_run_result", (run, str(key)), figure
 
 
 def _rank_samples(shot: Snapshot, rank: ProcessState, slow: Dict[int, float]) -> Iterator[Sample]:
@@ -159,19 +160,25 @@ def _rank_samples(shot: Snapshot, rank: ProcessState, slow: Dict[int, float]) ->
     yield "glm2_rank_up", labels, float(rank.status is ProcessStatus.RUNNING)
     if rank.exit_code is not None:
         yield "glm2_rank_exit_code", labels, float(rank.exit_code)
-    if rank.phase:
+    if isinstance(rank.phase, str):
         yield "glm2_rank_phase", (*labels, rank.phase), 1.0
     track = shot.tracks.get(number)
     for name, field in _FIELDS.items():
-        value = None if track is None else track.latest.get(field)
-        if _is_number(value) or isinstance(value, bool):
-            yield name, labels, float(value)  # type: ignore[arg-type]
+        value = None if track is None else _figure(track.latest.get(field))
+        if value is not None:
+            yield name, labels, value
     if number in slow:
         yield "glm2_rank_slow_ratio", labels, slow[number]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _figure(value: object) -> Optional[float]:
+    """A number, true or false as a sample; NaN and infinity are samples too."""
+    if not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # JSON has integers of any size
+        return None
 
 
 def _escaped(text: str) -> str:

@@ -12,6 +12,7 @@ from orchestrator.logs.text import printable
 from orchestrator.report.charts import curve_charts, lane_chart, rank_chart
 from orchestrator.report.curves import RankHistory, typical
 from orchestrator.report.gathering import Gathered, environment, planned_text
+from orchestrator.report.hosts import whole
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.timeline import Moment, timeline
 from orchestrator.report.words import duration, quantity, size
@@ -244,7 +245,7 @@ def _hosts(run: Gathered, slow: FrozenSet[int]) -> List[Values]:
         speed = _median([one for h in own if (one := typical(h, "speed")) is not None])
         losses = [h.columns["loss"][-1] for h in own if h.columns.get("loss")]
         loss = _median([value for value in losses if value is not None])
-        steps = [rank.step for rank in ranks if rank.step is not None]
+        steps = [step for rank in ranks if (step := whole(rank.step)) is not None]
         share = speed / usual if speed is not None and usual else None
         ended, tone = _ended(ranks)
         rows.append({

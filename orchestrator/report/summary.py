@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any, Mapping, Optional, Tuple
 
 from orchestrator.logs.text import printable
-from orchestrator.report.hosts import medians
+from orchestrator.report.hosts import medians, whole
 from orchestrator.report.reading import Snapshot
 from orchestrator.runs.state import RunState, RunStatus
 from orchestrator.watching import training
@@ -39,9 +39,9 @@ class Summary:
 def summarise(shot: Snapshot, now: float) -> Summary:
     """The figures of a run; ``now`` is in Unix seconds."""
     state, tracks = shot.state, list(shot.tracks.values())
-    steps = [rank.step for rank in state.ranks if rank.step is not None]
+    steps = [step for rank in state.ranks if (step := whole(rank.step)) is not None]
     step = min(steps, default=None)
-    goals = [rank.steps for rank in state.ranks if isinstance(rank.steps, int)]
+    goals = [goal for rank in state.ranks if (goal := whole(rank.steps)) is not None]
     goal = max(goals, default=None)
     losses = [loss for rank in state.ranks if (loss := number(rank.loss)) is not None]
     speeds = [v for rank in state.ranks if (v := number(rank.tokens_per_s_per_p)) is not None]

@@ -80,7 +80,10 @@ def number(value: object) -> Optional[float]:
     """A finite number of a metrics line, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # JSON has integers of any size
+        return None
 
 
 def _longer(

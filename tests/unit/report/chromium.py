@@ -24,14 +24,14 @@ class Chromium:
     """One page in one browser. ``complaints`` is everything that it found wrong with it."""
 
     def __init__(self, program: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._folder = tempfile.mkdtemp()
         to_read, to_write = os.pipe()
         from_read, from_write = os.pipe()
         command = [
             program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
             "--remote-debugging-pipe", "--force-device-scale-factor=1", "--disable-dev-shm-usage",
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            f"--user-data-dir={self._folder.name}", "about:blank",
+            f"--user-data-dir={self._folder}", "about:blank",
         ]  # fmt: skip
         # Chromium reads commands from descriptor 3 and answers on descriptor 4.
         shell = ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write}', "bash", *command]
@@ -92,7 +92,7 @@ class Chromium:
         self._process.wait()
         os.close(self._out)
         os.close(self._in)
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _ask(self, method: str, **params: Any) -> Dict[str, Any]:
         self._number += 1

@@ -10,7 +10,7 @@ from typing import List
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -100,6 +100,7 @@ def test_10000_ranks_have_a_character_a_host():
     assert cells[-1] == "✗"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 60))
 def test_it_fits_any_terminal(made, width, height):
     screen(made, width, height)
