@@ -63,3 +63,13 @@ def test_outside_of_training_nothing_happens_and_the_seed_is_no_weight() -> None
     quiet.set_train(False)
     np.testing.assert_array_equal(quiet(ONES).asnumpy(), ONES.asnumpy())
     assert list(quiet.get_parameters()) == []
+
+
+def test_a_part_of_the_rows_and_columns_has_the_mask_that_it_has_in_the_whole(
+    cell: Dropout,
+) -> None:
+    whole = masks(cell, 7)
+    part = Dropout(0.1, place=3).set_train()
+    part.first_column = 50
+    set_seed(7, first_row=100)
+    np.testing.assert_array_equal(part(ONES[100:, 50:]).asnumpy(), whole[100:, 50:])

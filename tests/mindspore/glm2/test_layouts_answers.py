@@ -45,15 +45,7 @@ def found(folder: Path, rank: int = 0) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     return result, json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
-@pytest.mark.parametrize(
-    ("mode", "model_parallel"),
-    [
-        pytest.param("eval", 2, id="eval-mp2"),
-        pytest.param("predict", 1, id="predict-dp2"),
-        pytest.param("eval", 1, id="eval-dp2", marks=pytest.mark.slow),
-        pytest.param("predict", 2, id="predict-mp2", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("mode", "model_parallel"), [("eval", 2), ("predict", 1)])
 def test_two_ranks_answer_as_one(
     workers: Workers, alone: Path, rows: Path, tmp_path: Path, mode: str, model_parallel: int
 ) -> None:
