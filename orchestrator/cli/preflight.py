@@ -152,7 +152,7 @@ def _job(inventory: Inventory, request: Mapping[str, Any]) -> Optional[Job]:
         return None
     options = {
         **dict.fromkeys(("recipe", "worker_command", "predict_data")),
-        **dict.fromkeys(("environment", "watch", "worker_args"), ()),
+        **dict.fromkeys(("environment", "recovery", "watch", "worker_args"), ()),
         **request,
     }
     return build_job(inventory, request["mode"], options, run_id="preflight")
