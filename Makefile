@@ -34,7 +34,7 @@ demo: $(VENV)/.worker
 	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml predict \
 	  --load-checkpoint .demo/merged.ckpt --predict-data "$$(printf '[Round 1]\n\n问：类型#上衣*颜色#白色*风格#简约\n\n答：')"
 
-test: $(VENV)/.test sshd lint
+test: $(VENV)/.test sshd chromium lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
@@ -70,6 +70,17 @@ sshd:
 	  fi; \
 	  PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null \
 	    || echo 'openssh-server is missing: tests over SSH will be skipped'; }
+
+# The report is looked at in a real browser; without one those tests are skipped.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'installing chromium for the tests'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || true; \
+	  fi; \
+	  command -v chromium >/dev/null || echo 'chromium is missing: tests of the report in a browser will be skipped'; }
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed; name one: make PYTHON=python3.11 ...")'
