@@ -36,7 +36,8 @@ def inventory_options(function: F) -> F:
                 required=True,
                 metavar="FILE",
                 type=INVENTORY_FILE,
-                help="Inventory of servers (YAML), or the name of one that is shipped.",
+                help="Inventory of servers (YAML), the name of a shipped one, slurm:[FILE] or "
+                "modelarts:[FILE].",
             ),
             click.option(
                 "--limit",
@@ -110,10 +111,15 @@ def job_options(function: F) -> F:
 
 
 def read_inventory(inventory_file: str, limit: Optional[str]) -> Inventory:
-    """Load, check and narrow the inventory: a path, or the name of a shipped one."""
+    """Load, check and narrow the inventory: a path, the name of a shipped one, or ``slurm:`` or
+    ``modelarts:``, with a file of defaults behind the colon if there is one."""
     from orchestrator import inventory as inventories
     from orchestrator.resources import resource_dir
 
+    platform, colon, rest = inventory_file.partition(":")
+    if colon and platform in ("slurm", "modelarts"):
+        loaded = _of_platform(platform, Path(rest) if rest else None)
+        return inventories.limit(loaded, limit) if limit else loaded
     path = Path(inventory_file)
     if not path.exists() and path.parent == Path("."):
         shipped = resource_dir("inventories") / f"{path.name.removesuffix('.yaml')}.yaml"
@@ -239,6 +245,28 @@ def facts_unchecked(
     facts = {name: parse_facts(fields, host=name) for name, fields in raw.items()}
     check_ready(inventory.hosts, facts, needs_mindspore=not job.worker_command)
     return facts
+
+
+def _of_platform(platform: str, file: Optional[Path]) -> Inventory:
+    """The hosts of the Slurm allocation, or the ModelArts job, that this command runs in."""
+    import os
+    import socket
+
+    from orchestrator.inventory import slurm_inventory
+    from orchestrator.planning.modelarts import modelarts_inventory
+
+    def resolve(name: str) -> Optional[str]:
+        try:
+            return socket.gethostbyname(name)
+        except OSError:
+            return None
+
+    home, cwd = Path.home(), Path.cwd()
+    if platform == "slurm":
+        return slurm_inventory(
+            os.environ, file, resolve=resolve, default_python=sys.executable, home=home, cwd=cwd
+        )
+    return modelarts_inventory(os.environ, file, default_python=sys.executable, home=home, cwd=cwd)
 
 
 def _narrowed(host: Host, devices: Tuple[int, ...]) -> Host:

@@ -13,6 +13,7 @@ from orchestrator.inventory.model import (
     Gateway,
     Host,
     Inventory,
+    Platform,
     ServerId,
     SshAddress,
     SshOptions,
@@ -20,6 +21,7 @@ from orchestrator.inventory.model import (
 from orchestrator.inventory.notify import Notification, Secret
 from orchestrator.inventory.patterns import PatternError, expand, fold
 from orchestrator.inventory.read import load_inventory, parse_inventory
+from orchestrator.inventory.slurm import slurm_inventory
 from orchestrator.inventory.standby import Quarantined, utc, working_hosts
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Inventory",
     "Notification",
     "PatternError",
+    "Platform",
     "Quarantined",
     "Secret",
     "ServerId",
@@ -45,6 +48,7 @@ __all__ = [
     "load_inventory",
     "parse_devices",
     "parse_inventory",
+    "slurm_inventory",
     "unfit_for_910",
     "utc",
     "working_hosts",

@@ -74,6 +74,18 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Platform:
+    """A job that a platform has spread over servers already, of which this machine is one."""
+
+    table: str
+    """Rank table of the whole job, version 1.0."""
+    first_rank: int
+    """Rank of the first device here."""
+    devices: Tuple[int, ...]
+    """Number of devices of each server, in the order of the ranks."""
+
+
+@dataclass(frozen=True)
 class Inventory:
     """The hosts a job runs on, in the order of the file, and the defaults for jobs."""
 
@@ -91,3 +103,5 @@ class Inventory:
     """Hosts of the group ``spares``, not among ``hosts`` unless ``limit`` names them."""
     notify: Tuple[Notification, ...] = ()
     """Who is told of a run's start, failure, recovery and end."""
+    platform: Optional[Platform] = None
+    """Where ranks and rank table come from a platform; ``hosts`` is this machine alone then."""

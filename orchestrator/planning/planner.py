@@ -46,20 +46,22 @@ def plan(
     about the job's layout join them. Raises PlanError or RankTableError when the job cannot run so.
     """
     hosts = rank_order(inventory.hosts, lambda host: host.server_id)
-    world_size = sum(len(host.devices) for host in hosts)
+    platform = inventory.platform
+    devices = [len(host.devices) for host in hosts] if platform is None else platform.devices
+    world_size = sum(devices)
     target = _one_target(hosts)
     _check_mode(job, world_size)
-    warnings = check_strategy(job, [len(host.devices) for host in hosts])
+    warnings = check_strategy(job, devices)
     recipe = choose_recipe(job, target, world_size)
     launch = _Launch(job, world_size, hosts, facts)
     table: Optional[str] = None
     if recipe == "ascend_ranktable":
-        table = cluster_table(hosts, facts).to_json()
+        table = cluster_table(hosts, facts).to_json() if platform is None else platform.table
     scheduler = None
     if recipe == "dynamic_cluster":
         scheduler = find_scheduler(job, hosts, facts, world_size)
     host_plans: List[HostPlan] = []
-    first_rank = 0
+    first_rank = 0 if platform is None else platform.first_rank
     for host in hosts:
         host_plans.append(_host_plan(launch, host, first_rank, table, scheduler))
         first_rank += len(host.devices)
