@@ -14,7 +14,7 @@ help:
 	@echo 'make test    set up, then lint and run all tests (PYTEST_ARGS="-k name" narrows them)'
 	@echo 'make lint    ruff, mypy --strict, import contracts'
 	@echo 'make format  let ruff format the code'
-	@echo 'make bench   run the benchmarks against their peers'
+	@echo 'make bench   run all benchmarks against their peers into bench.md (about an hour)'
 	@echo 'make loopback-up / loopback-down   12 local ssh servers for inventories/loopback12.yaml'
 	@echo 'make clean   remove .venv and what was built'
 
@@ -48,7 +48,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test sshd
-	$(BIN)/python -m benchmarks.fan_out
+	$(BIN)/python -m benchmarks --out bench.md
 
 loopback-up: $(VENV)/.test sshd
 	$(BIN)/python -m tests.cluster.sshd up --hosts 12 --port 2222 --dir .loopback
