@@ -187,9 +187,12 @@ class Reader:
         raise ValueError(str(error["message"]))
 
     def _data(self, file: str, offset: int, text: str) -> None:
+        process = file.split("/")[1] if file.count("/") == 2 else ""
+        if process not in self._host.processes:
+            # No host writes into the logs of another one's ranks.
+            raise TransportError(f"{self._host.name} sent {file!r}, no file of its processes")
         data = text.encode("utf-8", "surrogateescape")
         fresh = self._mirror.append_data(file, offset, data)
-        process = file.split("/")[1]
         if file.endswith("/metrics.jsonl"):
             lines = self._whole_lines(file, fresh)
             if lines:

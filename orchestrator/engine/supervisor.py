@@ -81,14 +81,14 @@ class Supervisor:
         raise self._error(command, answer, done.exit_status, done.stderr)
 
     def _error(self, command: str, answer: Any, status: int, stderr: bytes) -> OrchError:
-        if not isinstance(answer, dict):
+        error = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(error, dict):
             tail = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
             return HostNotReady(
                 f"the supervisor's {command} ended with status {status}: {tail[0]}",
                 host=self.host,
                 hint=f"try by hand on {self.host}: {' '.join(self._argv(command))}",
             )
-        error = answer["error"]
         kind: Type[OrchError] = {9: Busy, 3: SpecError}.get(status, HostNotReady)
         if error.get("code") == Fenced.code:
             kind = Fenced

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from orchestrator.runs.journal import last_events, read_events
 from orchestrator.runs.layout import RunPaths
@@ -145,7 +145,8 @@ def merge_state(
             _apply_node(name, event, hosts, processes)
     for name, beat in beats.items():
         if beat is not None and name in hosts:
-            hosts[name]["heard"] = beat.get("wall")
+            wall = beat.get("wall")
+            hosts[name]["heard"] = wall if _is(wall, (int, float)) else None
     for name, lines in metrics.items():
         if name in processes:
             for line in lines:
@@ -206,9 +207,11 @@ def _apply_node(
     kind = event.get("event")
     process = processes.get(str(event.get("name")))
     if kind == "process_started" and process is not None:
-        process.update(status=ProcessStatus.RUNNING, pid=event.get("pid"))
+        pid = event.get("pid")
+        process.update(status=ProcessStatus.RUNNING, pid=pid if _is(pid, int) else None)
     elif kind == "process_exited" and process is not None:
-        process.update(status=_exit_status(event), exit_code=event.get("code"))
+        code = event.get("code")
+        process.update(status=_exit_status(event), exit_code=code if _is(code, int) else None)
     elif kind == "finished" and name in hosts:
         hosts[name].update(state="finished", outcome=event.get("outcome"))
 
@@ -220,9 +223,28 @@ def _exit_status(event: Event) -> ProcessStatus:
 
 
 def _apply_metrics(line: Event, process: Dict[str, Any]) -> None:
-    for key in ("phase", "step", "steps", "loss", "tokens_per_s_per_p", "step_time_s", "result"):
-        if key in line:
+    for key, kind in _METRICS.items():
+        if key in line and (line[key] is None or _is(line[key], kind)):
             process[key] = line[key]
+
+
+_Kind = Union[type, Tuple[type, ...]]
+_METRICS: Mapping[str, _Kind] = {
+    "phase": str,
+    "step": int,
+    "steps": int,
+    "loss": (int, float),
+    "tokens_per_s_per_p": (int, float),
+    "step_time_s": (int, float),
+    "result": dict,
+}
+
+
+def _is(value: object, kind: _Kind) -> bool:
+    """Whether what a worker or host wrote is what it should be; what is not counts as unsaid."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def _named(events: Iterable[Event], kind: str) -> List[Event]:
