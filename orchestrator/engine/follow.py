@@ -34,7 +34,7 @@ from orchestrator.watching.stacks import Stack
 from orchestrator.watching.training import Place
 
 _TICK_S = 0.5
-_THOROUGH_S = 30.0
+_THOROUGH_S = 60.0
 
 
 @dataclass(frozen=True)

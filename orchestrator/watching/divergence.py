@@ -7,7 +7,7 @@ halved. Its loss may be infinite or NaN and does not count.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from orchestrator.watching.progress import number
@@ -50,8 +50,7 @@ def observe_loss(
         return state, None
     overflow = line.get("overflow") is True
     bad = not overflow and "loss" in line and _is_no_number(line["loss"])
-    state = replace(
-        state,
+    state = Divergence(
         step=step,
         scale=number(line.get("loss_scale")),
         nan_steps=state.nan_steps + 1 if bad else state.nan_steps if overflow else 0,

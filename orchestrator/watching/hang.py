@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional, Tuple
 
 from orchestrator.watching.progress import RankProgress
 
@@ -78,7 +78,7 @@ class Hang:
 
 
 def find_hang(
-    ranks: Iterable[RankProgress], now: float, limits: HangLimits = HangLimits()
+    ranks: Collection[RankProgress], now: float, limits: HangLimits = HangLimits()
 ) -> Optional[Hang]:
     """The hang of a job whose running ranks are ``ranks``; None while any may still move.
 
@@ -86,10 +86,10 @@ def find_hang(
     unknown is not still. Nor is one whose ranks are all at their start: a prediction reports no
     phases while it works.
     """
-    running = [rank for rank in ranks if rank.phase != "done"]
     # First what ends the search at the first rank of most jobs.
-    if any(now - rank.moved <= limits.of(rank) for rank in running):
+    if any(now - rank.moved <= limits.of(rank) for rank in ranks if rank.phase != "done"):
         return None
+    running = [rank for rank in ranks if rank.phase != "done"]
     if not any(rank.heard and rank.stage != "startup" for rank in running):
         return None
     last = max(running, key=lambda rank: rank.moved)

@@ -48,11 +48,7 @@ def find_stragglers(
     ranks: Iterable[RankProgress], limits: StragglerLimits = StragglerLimits()
 ) -> List[Straggler]:
     """The slow ones, the slowest first. Fewer than three ranks cannot be compared."""
-    known = [
-        rank
-        for rank in ranks
-        if rank.step_time is not None and len(rank.step_times) >= limits.steps
-    ]
+    known = [rank for rank in ranks if len(rank.step_times) >= max(1, limits.steps)]
     if len(known) < 3:
         return []
     times = {rank.rank: rank.step_time or 0.0 for rank in known}
@@ -60,6 +56,8 @@ def find_stragglers(
     spread = median(abs(time - middle) for time in times.values())
     bound = max(limits.ratio * middle, middle + limits.spreads * spread)
     slow = {rank for rank, time in times.items() if time > bound}
+    if not slow:
+        return []
     found: List[Straggler] = []
     kinds: Tuple[Tuple[str, Callable[[RankProgress], Union[str, int]]], ...] = (
         ("host", lambda rank: rank.host),

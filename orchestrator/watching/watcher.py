@@ -149,17 +149,15 @@ def _metrics(state: Watcher, event: Metrics, now: float) -> Result:
 
 
 def _tick(state: Watcher, event: Tick, now: float) -> Result:
-    running = reducer.running_hosts(state.hosts)
-    all_heard = all(now - state.hosts.heard[host] <= UNHEARD_S for host in running)
     view, decisions = training.on_tick(
-        state.training, now, all_heard=all_heard, thorough=event.thorough
+        state.training, now, all_heard=_all_heard(state.hosts, now), thorough=event.thorough
     )
     if view is not state.training:
         state = replace(state, training=view)
     actions: List[Action] = []
     for one in decisions:
         if one.rule == "hang":
-            state, more = _take_stacks(state, one, running, now)
+            state, more = _take_stacks(state, one, now)
         else:
             more = [_told(one)]
         actions += more
@@ -169,9 +167,17 @@ def _tick(state: Watcher, event: Tick, now: float) -> Result:
     return state, actions
 
 
-def _take_stacks(state: Watcher, hang: Decide, running: List[str], now: float) -> Result:
+def _all_heard(hosts: reducer.Watch, now: float) -> bool:
+    # The hosts that have ended fall silent: they are only told apart where somebody is.
+    return now - min(hosts.heard.values()) <= UNHEARD_S or all(
+        now - hosts.heard[host] <= UNHEARD_S for host in reducer.running_hosts(hosts)
+    )
+
+
+def _take_stacks(state: Watcher, hang: Decide, now: float) -> Result:
     if state.taking is not None:
         return state, []
+    running = reducer.running_hosts(state.hosts)
     sentence = f"{training.sentence(hang)}; taking the stacks of all ranks"
     taking = Taking(hang, now + state.rules.stacks_s, frozenset(running))
     actions: List[Action] = [Decide(hang.rule, hang.evidence, "take-stacks", sentence)]

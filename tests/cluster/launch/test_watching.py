@@ -7,6 +7,7 @@ import pytest
 from orchestrator.engine.recording import replay
 from orchestrator.runs.journal import Journal
 from tests.cluster.launch.conftest import processes_of, standin
+from tests.cluster.sshd import wait_until
 
 
 @pytest.fixture
@@ -40,3 +41,38 @@ def test_a_hang_is_stopped_with_the_stacks_of_all_ranks(cli, two_hosts):
     cause = done.json()["cause"]
     assert (cause["rule"], cause["rank"], cause["host"]) == ("hang", 2, "127.0.1.2")
     assert processes_of("stuck") == []
+
+
+def test_a_host_that_is_cut_off_is_waited_for_and_then_given_up(cli, loopback):
+    """Its sshd and all connections end; what runs there goes on until it is back."""
+    cluster = loopback(2)
+    lost = cluster.hosts[1]
+    with cli.start(
+        *(
+            "launch",
+            "-i",
+            cluster.inventory_yaml(),
+            "--run-id",
+            "severed-run",
+            "--watch",
+            "silence_s=3",
+        ),
+        *("--env", "STANDIN_HANG=1", *standin(), "finetune"),
+    ) as launch:
+        wait_until(lambda: '"running"' in text(cli, "severed-run"), "the start")
+        cluster.stop(lost)
+        _, talk = launch.communicate(timeout=120)
+    assert launch.returncode == 5, talk
+    assert f"{lost.name}: not known whether it is clean" in talk
+    assert f"{lost.name} was not heard of for too long" in talk.splitlines()[-2]
+    (decision,) = decisions(cli.run("severed-run"))
+    assert (decision["rule"], decision["evidence"]["host"]) == ("host-silent", lost.name)
+    cluster.start(lost)
+    stopped = cli("stop", "severed-run", "--grace", "1")
+    assert stopped.status == 0, stopped.stderr
+    assert processes_of("severed-run") == []
+
+
+def text(cli, run_id):
+    journal = cli.store.root / run_id / "journal.jsonl"
+    return journal.read_text() if journal.exists() else ""
