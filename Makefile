@@ -6,14 +6,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
+LOOPBACK_PORT ?= 2222
 
-.PHONY: help setup demo test lint format bench loopback-up loopback-down clean
+.PHONY: help setup demo test lint format docs bench loopback-up loopback-down clean
 
 help:
 	@echo 'make demo    set up, then train, collect, merge, evaluate and predict on this machine'
 	@echo 'make test    set up, then lint and run all tests (PYTEST_ARGS="-k name" narrows them)'
 	@echo 'make lint    ruff, mypy --strict, import contracts'
 	@echo 'make format  let ruff format the code'
+	@echo 'make docs    make docs/reference/ from the code'
 	@echo 'make bench   run all benchmarks against their peers into bench.md (about an hour)'
 	@echo 'make loopback-up / loopback-down   12 local ssh servers for inventories/loopback12.yaml'
 	@echo 'make clean   remove .venv and what was built'
@@ -47,11 +49,14 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.test
+	$(BIN)/python -m docs.generate
+
 bench: $(VENV)/.test sshd
 	$(BIN)/python -m benchmarks --out bench.md
 
 loopback-up: $(VENV)/.test sshd
-	$(BIN)/python -m tests.cluster.sshd up --hosts 12 --port 2222 --dir .loopback
+	$(BIN)/python -m tests.cluster.sshd up --hosts 12 --port $(LOOPBACK_PORT) --dir .loopback
 
 loopback-down: $(VENV)/.test
 	$(BIN)/python -m tests.cluster.sshd down --dir .loopback
