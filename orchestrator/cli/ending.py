@@ -18,8 +18,10 @@ _LAST_LINES = 20
 
 
 def follow_to_end(run: OpenRun, *, grace_s: float, show_logs: bool, output: str) -> None:
-    """Follow, holding the run's lease; print the ending; raise the error it calls for."""
+    """Follow, holding the run's lease, through all attempts that its recovery allows; print the
+    ending; raise the error it calls for."""
     from orchestrator.cli.progress import RunProgress
+    from orchestrator.cli.recovering import go_on
     from orchestrator.engine.launch import watch_run
 
     ranks = {
@@ -30,7 +32,8 @@ def follow_to_end(run: OpenRun, *, grace_s: float, show_logs: bool, output: str)
     }
     with RunProgress(ranks, show_logs=show_logs).shown() as progress:
         watch_run(run, progress, grace_s=grace_s)
-    tell_ending(run.paths, output)
+    if not go_on(run.paths, show_logs=show_logs, output=output):
+        tell_ending(run.paths, output)
 
 
 def tell_ending(paths: RunPaths, output: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
@@ -12,6 +14,7 @@ from orchestrator.cli.request import MODES, inventory_options, job_options
 from orchestrator.errors import Terminated
 
 if TYPE_CHECKING:
+    from orchestrator.engine.recover import Record
     from orchestrator.planning.plan import Plan
     from orchestrator.runs.layout import RunPaths, RunStore
 
@@ -72,38 +75,84 @@ def launch(
     running and detaches; `glm2-orch stop` ends it. What `glm2-orch preflight` finds critical stops
     the launch before anything is sent. A spare takes the place of a host that cannot be started.
     """
+    from orchestrator.engine.recover import Record
+    from orchestrator.watching.retry import Policy
+
+    options = {
+        "inventory_file": inventory_file,
+        "limit": limit,
+        "skip_preflight": skip_preflight,
+        "wait": wait,
+        "resume": resume,
+        "request": dict(request),
+    }
+    how = _How(detach, dry_run, yes, show_logs, output)
+    _launch(Record("", 1, Policy(), options, os.getcwd()), how)
+
+
+def launch_again(ended: RunPaths, record: Record, *, show_logs: bool, output: str) -> None:
+    """The attempt ``record`` of a run, after that of ``ended`` failed."""
+    from orchestrator.engine.recover import is_forbidden
+    from orchestrator.errors import JobCancelled
+
+    if is_forbidden(ended):
+        raise JobCancelled(f"run {record.first} was stopped before it was started again")
+    _launch(record, _How(yes=True, show_logs=show_logs, output=output))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What of the command line is not about the job."""
+
+    detach: bool = False
+    dry_run: bool = False
+    yes: bool = False
+    show_logs: bool = False
+    output: str = "table"
+
+
+def _launch(record: Record, how: _How) -> None:
     from orchestrator.cli import request as requests
     from orchestrator.cli.ending import follow_to_end
     from orchestrator.cli.plan import print_plan
+    from orchestrator.cli.recovering import limit_of
     from orchestrator.cli.starting import Wanted, started
     from orchestrator.engine.check import check_job
     from orchestrator.engine.control import is_running
     from orchestrator.engine.hosts import connected
+    from orchestrator.engine.recover import keep
     from orchestrator.runs.layout import RunStore, home
+    from orchestrator.watching.retry import Policy
 
-    waiting = None if wait is None else parse_wait(wait)
+    options, request = record.options, dict(record.options["request"])
+    waiting = None if options["wait"] is None else parse_wait(options["wait"])
     store = RunStore(home())
-    earlier = None if resume is None else _earlier(store, resume, request)
-    inventory = requests.read_inventory(inventory_file, limit)
+    earlier = _resumed(store, record, request)
+    inventory = requests.read_inventory(options["inventory_file"], limit_of(record))
     inventory = requests.with_devices(inventory, request["devices"])
     inventory, notes = requests.without_quarantined(inventory)
-    run_id = request["run_id"] or ("dry-run" if dry_run else None)
+    run_id = request["run_id"] or ("dry-run" if how.dry_run else None)
+    if record.number > 1:
+        run_id = record.run_id
     job = requests.build_job(inventory, request["mode"], request, run_id=run_id)
     check_job(job, inventory.hosts)
-    if dry_run:
-        print_plan(requests.plan_offline(inventory, job, None, notes), output)
+    if how.dry_run:
+        print_plan(requests.plan_offline(inventory, job, None, notes), how.output)
         return
-    wanted = Wanted(
-        inventory, notes, job, preflight=not skip_preflight, wait=waiting, resume=earlier
-    )
+    if record.number == 1:
+        allowed: Dict[str, Any] = dict(job.recovery)
+        record = replace(record, first=job.run_id, policy=Policy(**allowed))
+    skip = options["skip_preflight"]
+    wanted = Wanted(inventory, notes, job, preflight=not skip, wait=waiting, resume=earlier)
     store.check_free(job.run_id)
     paths = store.path(job.run_id)
     with connected((*inventory.hosts, *inventory.spares)) as transports:
         try:
-            with started(wanted, transports, store, lambda plan: _confirm(plan, yes)) as run:
-                if not detach:
+            with started(wanted, transports, store, lambda plan: _confirm(plan, how.yes)) as run:
+                keep(paths, record)
+                if not how.detach:
                     grace_s = run.plan.grace_s
-                    follow_to_end(run, grace_s=grace_s, show_logs=show_logs, output=output)
+                    follow_to_end(run, grace_s=grace_s, show_logs=how.show_logs, output=how.output)
                     return
         except (KeyboardInterrupt, Terminated):
             # Ctrl-C, a log-out or a time limit end this command; the job goes on.
@@ -111,10 +160,28 @@ def launch(
                 _leave_behind(paths, "detached")
             raise
         pid = _leave_behind(paths, "running")
-    if output == "json":
+    if how.output == "json":
         print_json({"run_id": paths.run_id, "status": "running", "controller_pid": pid})
     else:
         click.echo(paths.run_id)
+
+
+def _resumed(store: RunStore, record: Record, request: Dict[str, Any]) -> Optional[RunPaths]:
+    """The run whose checkpoint this attempt goes on from. A worker of another kind than glm2 is
+    told its id, and finds its output beside its own run folder."""
+    from orchestrator.engine.resume import earlier_run
+    from orchestrator.errors import UsageError
+
+    if record.resumes is None:
+        resume = record.options["resume"]
+        return None if resume is None else _earlier(store, resume, request)
+    try:
+        earlier_run(store, record.resumes)
+    except UsageError:
+        request["environment"] = (*request["environment"], f"GLM2_RESUME_RUN={record.resumes}")
+        return None
+    request["load_checkpoint"] = None
+    return _earlier(store, record.resumes, request)
 
 
 def _earlier(store: RunStore, resume: str, request: Dict[str, Any]) -> RunPaths:

@@ -61,13 +61,12 @@ def nan_loss(scene: Scene) -> None:
 
 
 def storm(scene: Scene) -> None:
-    scene.trick("say", VICTIM, _EJ0001.format(stamp=_stamp()))
     _complain(scene)
+    scene.trick("say-and-exit", VICTIM, _EJ0001.format(stamp=_stamp()))
 
 
 def silent_exit(scene: Scene) -> None:
-    _complain(scene, "say")
-    wait_until(lambda: all("EI0006" in _log(scene, rank) for rank in _others(scene)), "the storm")
+    _complain(scene)
     scene.trick("exit", VICTIM)
 
 
@@ -75,6 +74,7 @@ def break_two(scene: Scene) -> None:
     scene.trick("say", 0, _EJ0001.format(stamp=_stamp()))
     wait_until(lambda: "EJ0001" in _log(scene, 0), "the first rank's error")
     scene.trick("say-and-exit", VICTIM, _EI0003.format(stamp=_stamp(_BEHIND_S)))
+    scene.let("leave")  # both end by themselves, at about the same time
 
 
 def kill_beside_deaf(scene: Scene) -> None:
@@ -199,7 +199,7 @@ def small_disk(scene: Scene) -> None:
     folder = Path(scene.host_of(VICTIM).workdir)
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "drill", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", "size=64g", "drill", str(folder)],
         capture_output=True,
         text=True,
         check=False,
@@ -210,16 +210,11 @@ def small_disk(scene: Scene) -> None:
 
 
 def fill_disk(scene: Scene) -> None:
-    """All but room for a few lines of log."""
-    workdir = Path(scene.host_of(VICTIM).workdir)
-    with (workdir / "filler").open("wb") as stream:
-        try:
-            while True:
-                stream.write(b"0" * 4096)
-                stream.flush()
-        except OSError:
-            size = stream.tell()
-    os.truncate(workdir / "filler", max(0, size - 24 * 1024))
+    """All but room for a few lines of log: the disk shrinks to what is used."""
+    folder = scene.host_of(VICTIM).workdir
+    used = os.statvfs(folder)
+    size = (used.f_blocks - used.f_bfree) * used.f_frsize + 24 * 1024
+    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
 
 
 def damage_checkpoint(scene: Scene) -> None:
@@ -280,6 +275,7 @@ def slow_clock(scene: Scene) -> None:
     tool.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
     tool.chmod(0o755)
     scene.use_python(VICTIM, tool)
+    scene.options = ("--skip-preflight",)  # which would refuse such clocks
 
 
 def straggler(scene: Scene) -> str:
@@ -291,9 +287,11 @@ def straggler(scene: Scene) -> str:
     return f"straggler {evidence['kind']} {evidence['name']}"
 
 
-def _complain(scene: Scene, how: str = "say-and-exit") -> None:
+def _complain(scene: Scene) -> None:
+    """All but the victim, and then they wait."""
     for rank in _others(scene):
-        scene.trick(how, rank, _EI0006.format(stamp=_stamp()) * 20)
+        scene.trick("say", rank, _EI0006.format(stamp=_stamp()) * 20)
+    wait_until(lambda: all("EI0006" in _log(scene, rank) for rank in _others(scene)), "the storm")
 
 
 def _others(scene: Scene) -> list[int]:

@@ -47,6 +47,8 @@ class Fault:
     """What an operator does afterwards; an answer replaces that of the launch."""
     seen: Optional[Callable[[Scene], str]] = None
     """The cause, where it is another than that of the ending."""
+    whole_host: bool = False
+    """The first cause is that of the host, whichever of its ranks told it."""
     collected: Tuple[int, ...] = (0,)
     """Exit statuses of a collect that goes on meanwhile."""
     watch: Mapping[str, object] = field(default_factory=dict)
@@ -81,7 +83,7 @@ FAULTS: Tuple[Fault, ...] = (
         "raise-in-rank",
         "an exception ends a rank",
         acts.raise_in_rank,
-        Expected(6, f"python-error rank {VICTIM}"),
+        Expected(6, f"runtime-error rank {VICTIM}"),
     ),
     Fault(
         "hang-rank",
@@ -144,7 +146,8 @@ FAULTS: Tuple[Fault, ...] = (
         "full-disk",
         "the disk of a host is full",
         acts.fill_disk,
-        Expected(6, f"disk-full rank {VICTIM}"),
+        Expected(6, f"disk-full {VICTIM_HOST}"),
+        whole_host=True,
         prepare=acts.small_disk,
         needs=(acts.no_mounts,),
         collected=(0,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ def rehearse(fault: Fault, moment: str, folder: Path) -> Row:
     return _row(fault, moment, began, expected, _shown(seen), "wrong" if wrong else "ok", wrong)
 
 
-def cause(answer: Mapping[str, Any]) -> str:
-    """The first cause in what a command printed: ``killed rank 2``, ``host-silent 127.0.1.2``."""
+def cause(answer: Mapping[str, Any], *, whole_host: bool = False) -> str:
+    """The first cause in what a command printed: ``killed rank 2``, ``host-silent 127.0.1.2``.
+    ``whole_host``: the host, where it is ranks of one."""
     error = answer.get("error")
     if isinstance(error, dict):
         errors = [one for one in error.get("errors", []) if isinstance(one, dict)] or [error]
@@ -60,9 +62,11 @@ def cause(answer: Mapping[str, Any]) -> str:
     if rule in ("host-silent", "supervisor-lost"):
         return f"{rule} {told.get('host')}"
     diagnosis: Dict[str, Any] = answer.get("diagnosis") or {}
-    if not diagnosis.get("found"):
-        return rule
+    if not diagnosis.get("found") or diagnosis.get("rule") == "journal":
+        return rule if told.get("rank") is None else f"{rule} rank {told['rank']}"
     ranks = diagnosis.get("ranks") or []
+    if whole_host and diagnosis.get("host"):
+        return f"{diagnosis.get('code') or diagnosis.get('rule')} {diagnosis['host']}"
     who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
     return f"{diagnosis.get('code') or diagnosis.get('rule')} {who}"
 
@@ -92,6 +96,10 @@ def _play(fault: Fault, moment: str, folder: Path) -> tuple[List[str], Done, str
             return _ending(fault, moment, scene, before)
         finally:
             scene.close()
+            for host in cluster.hosts:
+                cluster.server(host).close()
+            for mounted in scene.unmount:
+                subprocess.run(["umount", "-l", str(mounted)], check=False)
 
 
 def _ending(fault: Fault, moment: str, scene: Scene, before: Steps) -> tuple[List[str], Done, str]:
@@ -112,7 +120,9 @@ def _ending(fault: Fault, moment: str, scene: Scene, before: Steps) -> tuple[Lis
     if fault.rescue is not None:
         done = fault.rescue(scene) or done
     assert done is not None
-    found = cause(done.answer) if fault.seen is None else fault.seen(scene)
+    found = cause(done.answer, whole_host=fault.whole_host)
+    if fault.seen is not None:
+        found = fault.seen(scene)
     wrong += _left(scene)
     wrong += _lost(fault, scene, before)
     if moment == "collect":

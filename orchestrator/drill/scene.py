@@ -105,12 +105,14 @@ class Scene:
     notes: Dict[str, Any] = field(default_factory=dict)
     """What a fault remembers from one act to the next."""
     unmount: List[Path] = field(default_factory=list)
+    options: Tuple[str, ...] = ()
+    """More options of the launch."""
 
     def __post_init__(self) -> None:
         for name in ("tricks", "at", "model", "commands"):
             (self.shared / name).mkdir(parents=True, exist_ok=True)
         for rank in range(len(self.hosts) * RANKS_PER_HOST):
-            (self.shared / "model" / f"rank_{rank}").write_bytes(_checkpoint(rank))
+            (self.shared / "model" / f"rank_{rank}").write_bytes(_checkpoint())
 
     @property
     def shared(self) -> Path:
@@ -195,7 +197,8 @@ class Scene:
         )
         return self.command(
             *("launch", "-i", inventory, "--run-id", run_id, "--worker-command", self.worker),
-            *("--env", f"DRILL_DIR={shared or self.shared}", "-o", "json", "finetune"),
+            *("--env", f"DRILL_DIR={shared or self.shared}", "-o", "json"),
+            *(*self.options, "finetune"),
         )
 
     def collect(self) -> Command:
@@ -210,7 +213,7 @@ class Scene:
         part.rename(self.shared / "tricks" / f"{name}.{rank}")
 
     def let(self, name: str) -> None:
-        """``go``, ``finish`` or ``hold``."""
+        """A file that the ranks look for, see ``standin``."""
         (self.shared / name).touch()
 
     def release(self, name: str) -> None:
@@ -271,14 +274,14 @@ class Scene:
         raise DrillTimeout(f"there is no process of {kind} on {host.name}")
 
 
-def _checkpoint(rank: int) -> bytes:
-    """A rank's checkpoint as MindSpore writes it, with a checksum."""
+def _checkpoint() -> bytes:
+    """A rank's checkpoint as MindSpore writes it, with a checksum; all ranks hold the same."""
     tensor = NewTensor("weight", "Float32", (_ROWS, _COLUMNS), 4 * _ROWS * _COLUMNS)
     layout = ckpt_layout([tensor], crc=True)
     content = bytearray(layout.size)
     for offset, header in layout.fixed:
         content[offset : offset + len(header)] = header
-    data = bytes((rank + number) % 64 for number in range(256)) * (tensor.nbytes // 256)
+    data = bytes(number % 64 for number in range(256)) * (tensor.nbytes // 256)
     at = 0
     for segment in layout.segments["weight"]:
         content[segment.offset : segment.offset + segment.length] = data[at : at + segment.length]

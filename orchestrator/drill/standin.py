@@ -7,6 +7,7 @@ folder that all ranks and the drill share:
 ``go``               the ranks go on from their start-up when it is there
 ``finish``           they end soon after it is there
 ``hold``             while it is there, a checkpoint stays half written (but never the first)
+``leave``            a rank that stands still ends badly when it is there
 ``tricks/WHAT.N``    makes rank N do WHAT from then on, see ``Rank.trick``
 """
 
@@ -106,10 +107,11 @@ class Rank:
 
     def resumed(self) -> int:
         """The step of the newest checkpoint that all ranks have, where there is an earlier run."""
-        earlier = os.environ.get("GLM2_RESUME_DIR")
+        earlier = os.environ.get("GLM2_RESUME_RUN")
         if not earlier:
             return 0
-        names = (path.name for path in Path(earlier, f"checkpoint/rank_{self.rank}").glob("*.ckpt"))
+        folder = self.run_dir.parent / earlier / "output" / "checkpoint" / f"rank_{self.rank}"
+        names = (path.name for path in folder.glob("*.ckpt"))
         own = sorted({int(name.rpartition("_")[2][:-5]) for name in names})
         (self.at / f"has.{self.rank}.part").write_text(json.dumps(own))
         (self.at / f"has.{self.rank}.part").rename(self.at / f"has.{self.rank}")
@@ -174,7 +176,10 @@ class Rank:
 
     def stand_still(self) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(FOREVER_S)
+        for _ in range(int(FOREVER_S * 100)):
+            if (self.shared / "leave").exists():
+                sys.exit(1)
+            time.sleep(0.01)
         sys.exit("the drill is gone")
 
     def phase(self, name: str) -> None:
