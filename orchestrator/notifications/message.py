@@ -49,7 +49,7 @@ def what_it_is(entry: Event) -> Optional[str]:
         return "start"
     if kind == "end":
         return "failure" if entry.get("outcome") == "failed" else "end"
-    if kind == "recovered":
+    if kind == "recovery" and entry.get("next"):
         return "recovery"
     if kind == "take-over" and not str(entry.get("owner", "")).startswith(HANDED_OVER):
         return "recovery"
@@ -75,6 +75,8 @@ def message_of(run_id: str, entry: Event, launch: Event) -> Optional[Message]:
     elif event == "recovery":
         taken = f"its controller was gone, and {entry.get('owner')} watches it now"
         sentence = f"{what} goes on: {entry.get('sentence') or taken}"
+        if entry.get("next"):
+            sentence += f", as {entry['next']}"
     else:
         took = _duration(float(entry["wall"]) - float(launch.get("wall", entry["wall"])))
         ended = {"failed": "failed", "cancelled": "was stopped"}.get(str(outcome), str(outcome))

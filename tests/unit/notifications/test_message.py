@@ -34,7 +34,8 @@ FAILED = {
         ({"event": "end", "outcome": "succeeded"}, "end"),
         ({"event": "end", "outcome": "cancelled"}, "end"),
         ({"event": "end", "outcome": "failed"}, "failure"),
-        ({"event": "recovered", "sentence": "x"}, "recovery"),
+        ({"event": "recovery", "sentence": "x", "next": "r1.2"}, "recovery"),
+        ({"event": "recovery", "sentence": "no restart", "next": None}, None),
         ({"event": "take-over", "owner": "attach (pid 1 on ops)"}, "recovery"),
         ({"event": "take-over", "owner": "background controller (pid 1 on ops)"}, None),
         ({"event": "host", "host": "a", "state": "sent"}, None),
@@ -66,6 +67,10 @@ def test_a_start_and_a_recovery_in_a_sentence():
     back = message_of("r1", entry, LAUNCH)
     assert back is not None
     assert "attach (pid 1 on ops) watches it now" in back.text
+    entry = {"event": "recovery", "wall": 1.0, "sentence": "restart 1 of 3", "next": "r1.2"}
+    again = message_of("r1", entry, LAUNCH)
+    assert again is not None
+    assert again.text == "finetune r1 on c12 goes on: restart 1 of 3, as r1.2"
 
 
 def test_text_messages_of_the_three_robots():
