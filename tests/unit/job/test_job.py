@@ -190,3 +190,33 @@ def test_run_ids_that_could_not_name_a_folder(configs: Path, run_id: str) -> Non
 def test_an_unknown_mode(configs: Path) -> None:
     with pytest.raises(UsageError, match="not one of train"):
         build(configs, mode="fly")
+
+
+def test_how_a_run_is_watched(configs: Path) -> None:
+    defaults = section("{watch: {step_s: 900, on_hang: tell}, config: tiny_cpu}", configs.parent)
+    options = JobOptions(watch=("step_s=30", "on_divergence=stop"))
+    job = build_job("r", "train", options, defaults, config_dir=configs, cwd=configs)
+    assert job.watch == {"step_s": 30.0, "on_hang": "tell", "on_divergence": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("on_hang=ignore", "`on_hang` is 'ignore', and must be stop or tell"),
+        ("step_s=0", "must be a time of 1 second or more"),
+        ("step_s=soon", "must be a time of 1 second or more"),
+        ("step=9", "unknown key 'step' in `watch`"),
+        ("step_s", "has no `=`"),
+    ],
+)
+def test_wrong_ways_of_watching(configs: Path, option: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_job(
+            *("r", "train", JobOptions(config="tiny_cpu", watch=(option,)), JobDefaults()),
+            config_dir=configs,
+            cwd=configs,
+        )
+    assert message in str(caught.value)
+    defaults = section("{watch: {stepp_s: 1}, config: tiny_cpu}", configs.parent)
+    with pytest.raises(JobError, match="unknown key"):
+        build_job("r", "train", JobOptions(), defaults, config_dir=configs, cwd=configs)
