@@ -59,6 +59,8 @@ def tell_ending(paths: RunPaths, output: str) -> None:
         return
     for line in _evidence(paths, state, answer):
         say(line)
+    if state.exit_status == JobHung.exit_status and paths.stacks("rank_0").parent.is_dir():
+        say(f"where each rank stood: {paths.stacks('rank_0').parent}")
     for line in left_lines(state.left) or _all_clean(state):
         say(line)
     if output == "json":

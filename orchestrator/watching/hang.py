@@ -51,7 +51,7 @@ class HangLimits:
 
 @dataclass(frozen=True)
 class Hang:
-    """No rank got on. ``suspects`` differ from the others; empty: all stand at the same place."""
+    """No rank got on. ``suspects`` differ from the others; empty: none is behind."""
 
     stage: str
     step: Optional[int]
@@ -63,7 +63,7 @@ class Hang:
         where = f"after step {self.step}" if self.stage == "step" else f"in {self.stage}"
         text = f"no rank got on for {self.still_s:.0f} s (limit {self.limit_s:.0f} s), {where}"
         if not self.suspects:
-            return text + "; all ranks stand at the same place"
+            return text + "; none is behind the others"
         shown = ", ".join(map(str, self.suspects[:8])) + (" …" if len(self.suspects) > 8 else "")
         return text + f"; behind the others: rank{'s' * (len(self.suspects) > 1)} {shown}"
 

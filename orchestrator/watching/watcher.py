@@ -16,6 +16,7 @@ from orchestrator.watching import reducer, stacks, training
 from orchestrator.watching.reducer import Decide, Finish, StopHost, Tick
 from orchestrator.watching.stacks import Stack
 
+_SHOWN_PLACES = 2
 UNHEARD_S = 5.0
 """After so long without a sign of life of some host, a standstill is not called a hang."""
 
@@ -220,9 +221,14 @@ def _conclude(state: Watcher, taking: Taking, now: float) -> Result:
 
 
 def _hang_sentence(hang: str, groups: Tuple[stacks.Group, ...], odd: Tuple[int, ...]) -> str:
-    if not odd:
+    """With the places of ranks that stand elsewhere than most; where there is no most, of all."""
+    if len(groups) < 2:
         return hang
-    shown = "; ".join(f"rank {group.ranks[0]} in {group.where}" for group in groups[1:3])
+    shown = "; ".join(
+        f"rank {group.ranks[0]} in {group.where}" for group in groups[bool(odd) :][:_SHOWN_PLACES]
+    )
+    if not odd:
+        return f"{hang}; ranks stand at {len(groups)} places: {shown}"
     return f"{hang}; not where the others are ({groups[0].where}): {shown}"
 
 

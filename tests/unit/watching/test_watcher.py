@@ -69,6 +69,18 @@ def test_on_a_hang_stacks_are_taken_before_the_run_is_stopped():
     assert (state.hosts.failure.rank, state.hosts.failure.host) == (2, "b")
 
 
+def test_without_a_majority_all_places_are_told():
+    state, _ = play(trained(), *STILL)
+    halves = [
+        (StacksTaken("a", (stack(0, "wait"),)), 21.0),
+        (StacksTaken("b", (stack(2, "read"),)), 21.0),
+    ]
+    _, actions = play(state, *halves, (Tick(), 21.5))
+    assert actions[0].evidence["differ"] == []
+    told = "ranks stand at 2 places: rank 0 in wait (wait.py:7); rank 2 in read (read.py:7)"
+    assert actions[0].sentence.endswith(told)
+
+
 def test_a_host_that_does_not_answer_is_not_waited_for_without_end():
     state, _ = play(trained(stacks_s=5.0), *STILL)
     state, actions = play(state, (StacksTaken("a", ()), 21.0), (Tick(), 24.9))
