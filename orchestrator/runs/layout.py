@@ -130,7 +130,8 @@ class RunStore:
         """
         paths = self.path(run_id)
         try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.root.parent, self.root):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             paths.dir.mkdir(mode=0o700)
         except FileExistsError:
             raise _taken(run_id) from None

@@ -119,7 +119,8 @@ class Quarantine:
         """The right to change the file. Raises Busy when another writer does not let go, and
         HostNotReady when the state folder cannot be written."""
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.file.parent.parent, self.file.parent):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = os.open(self.file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 self._take(fd)
