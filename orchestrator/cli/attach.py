@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from orchestrator.cli.output import output_option, say
 from orchestrator.errors import Busy, OrchError, Terminated
 
 if TYPE_CHECKING:
-    from orchestrator.runs.layout import RunPaths
+    from orchestrator.runs.layout import RunPaths, RunStore
 
 
 @click.command()
@@ -27,20 +28,29 @@ if TYPE_CHECKING:
 def attach(run: str, show_logs: bool, take_over: bool, output: str) -> None:
     """Follow RUN (default: latest) again: a detached one, or one whose controller died."""
     from orchestrator.cli.ending import follow_to_end, tell_ending
+    from orchestrator.cli.recovering import go_on
     from orchestrator.engine import control as controlling
     from orchestrator.engine.control import ended, reopened, watch_in_background
+    from orchestrator.engine.recover import current_attempt, is_open
     from orchestrator.runs import lease
     from orchestrator.runs.layout import RunStore, home
 
-    paths = RunStore(home()).resolve(run)
-    if ended(paths):
+    store = RunStore(home())
+    paths = current_attempt(store, store.resolve(run))
+    if ended(paths) and not is_open(store, paths):
         tell_ending(paths, output)
         return
     try:
         held = lease.acquire(paths.lock, "attach", take_over=take_over)
     except Busy:
-        _view(paths, show_logs)
-        tell_ending(paths, output)
+        tell_ending(_view_all(store, paths, show_logs), output)
+        return
+    if ended(paths):  # its controller died before it was started again
+        try:
+            if not go_on(paths, show_logs=show_logs, output=output):
+                tell_ending(paths, output)
+        finally:
+            held.release()
         return
     if not take_over:
         say(f"run {paths.run_id} had no controller; this command watches it now")
@@ -54,8 +64,9 @@ def attach(run: str, show_logs: bool, take_over: bool, output: str) -> None:
             follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=show_logs, output=output)
     except (KeyboardInterrupt, Terminated):
         held.release()
-        watch_in_background(paths)
-        say(f"detached: run {paths.run_id} goes on, watched in the background")
+        if not ended(paths):  # else it is another attempt, which was left behind already
+            watch_in_background(paths)
+            say(f"detached: run {paths.run_id} goes on, watched in the background")
         raise
     finally:
         held.release()
@@ -78,6 +89,21 @@ def control(run: str) -> None:
             follow_to_end(opened, grace_s=opened.plan.grace_s, show_logs=False, output="table")
     finally:
         held.release()
+
+
+def _view_all(store: RunStore, paths: RunPaths, show_logs: bool) -> RunPaths:
+    """Look on at this attempt and those that follow; returns the last."""
+    from orchestrator.engine.recover import is_open, newest_attempt
+    from orchestrator.runs.lease import holder
+
+    while True:
+        _view(paths, show_logs)
+        while is_open(store, paths) and holder(paths.lock) is not None:
+            time.sleep(0.2)  # its controller decides, and starts the next
+        newest = newest_attempt(store, paths)
+        if newest == paths:
+            return paths
+        paths = newest
 
 
 def _view(paths: RunPaths, show_logs: bool) -> None:

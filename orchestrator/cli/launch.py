@@ -92,12 +92,7 @@ def launch(
 
 def launch_again(ended: RunPaths, record: Record, *, show_logs: bool, output: str) -> None:
     """The attempt ``record`` of a run, after that of ``ended`` failed."""
-    from orchestrator.engine.recover import is_forbidden
-    from orchestrator.errors import JobCancelled
-
-    if is_forbidden(ended):
-        raise JobCancelled(f"run {record.first} was stopped before it was started again")
-    _launch(record, _How(yes=True, show_logs=show_logs, output=output))
+    _launch(record, _How(yes=True, show_logs=show_logs, output=output), ended)
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class _How:
     output: str = "table"
 
 
-def _launch(record: Record, how: _How) -> None:
+def _launch(record: Record, how: _How, before: Optional[RunPaths] = None) -> None:
     from orchestrator.cli import request as requests
     from orchestrator.cli.ending import follow_to_end
     from orchestrator.cli.plan import print_plan
@@ -148,7 +143,9 @@ def _launch(record: Record, how: _How) -> None:
     paths = store.path(job.run_id)
     with connected((*inventory.hosts, *inventory.spares)) as transports:
         try:
-            with started(wanted, transports, store, lambda plan: _confirm(plan, how.yes)) as run:
+            with started(
+                wanted, transports, store, lambda plan: _confirm(plan, how.yes, before)
+            ) as run:
                 keep(paths, record)
                 if not how.detach:
                     grace_s = run.plan.grace_s
@@ -229,8 +226,14 @@ def _leave_behind(paths: RunPaths, how: str) -> int:
     return pid
 
 
-def _confirm(plan: Plan, yes: bool) -> None:
+def _confirm(plan: Plan, yes: bool, before: Optional[RunPaths]) -> None:
     import sys
+
+    from orchestrator.engine.recover import is_forbidden
+    from orchestrator.errors import JobCancelled
+
+    if before is not None and is_forbidden(before):
+        raise JobCancelled(f"run {before.run_id} was stopped before it was started again")
 
     if yes or len(plan.hosts) < 2 or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return

@@ -38,10 +38,12 @@ def status(run: str, live: bool, watched: bool, interval: float, output: str) ->
 
     Exit status: 0 while it runs and after success, otherwise that of its ending.
     """
+    from orchestrator.engine.recover import attempts_shown, current_attempt
     from orchestrator.runs.layout import RunStore, home
     from orchestrator.runs.state import read_state
 
-    paths = RunStore(home()).resolve(run)
+    store = RunStore(home())
+    paths = current_attempt(store, store.resolve(run))
     if watched:
         from orchestrator.cli.watch import watch
 
@@ -51,13 +53,17 @@ def status(run: str, live: bool, watched: bool, interval: float, output: str) ->
         return
     answers = _ask(paths) if live else None
     state = read_state(paths)
+    attempts = attempts_shown(store, paths)
     if output == "json":
-        record = state_record(state)
+        record = {**state_record(state), "attempts": attempts}
         if answers is not None:
             record["live"] = answers
         print_json(record)
     else:
         _print(state, time.time())
+        for one in attempts:
+            then = f"; {one['sentence']}" if one["sentence"] else ""
+            say(f"attempt {one['run_id']}: {one['outcome'] or 'not over'}{then}")
         for host, answer in (answers or {}).items():
             say(f"{host}: {answer.get('state') or answer.get('unreachable')}")
     if state.exit_status:

@@ -26,10 +26,14 @@ def stop(run: str, grace: Optional[float], output: str) -> None:
     from orchestrator.cli.progress import RunProgress, steps_shown
     from orchestrator.engine.control import end_unwatched, ended, reopened, stop_run
     from orchestrator.engine.launch import watch_run
+    from orchestrator.engine.recover import current_attempt, forbid, is_open
     from orchestrator.runs.layout import RunStore, home
 
-    paths = RunStore(home()).resolve(run)
+    store = RunStore(home())
+    paths = current_attempt(store, store.resolve(run))
     was_over = ended(paths) is not None
+    if is_open(store, paths):
+        forbid(paths)
     with reopened(paths) as opened:
         grace_s = opened.plan.grace_s if grace is None else grace
         with steps_shown() as progress:

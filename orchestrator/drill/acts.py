@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Optional
@@ -240,23 +239,13 @@ def collects_damage(scene: Scene) -> str:
     return "" if done.status == 10 and named else f"collect of step {step} got {done.status}"
 
 
-def own_python(scene: Scene) -> None:
-    """Its own, so that it can vanish."""
-    folder = scene.folder / "python"
-    folder.mkdir()
-    tool = folder / "python3"
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    tool.chmod(0o755)
-    scene.use_python(VICTIM, tool)
-
-
 def remove_python(scene: Scene) -> None:
-    tool = scene.folder / "python" / "python3"
+    tool = Path(scene.host_of(VICTIM).python)
     tool.rename(tool.with_name("gone"))
 
 
 def bring_python_back(scene: Scene) -> Optional[Done]:
-    tool = scene.folder / "python" / "python3"
+    tool = Path(scene.host_of(VICTIM).python)
     tool.with_name("gone").rename(tool)
     return _stop(scene)
 
@@ -271,10 +260,7 @@ def slow_clock(scene: Scene) -> None:
     (folder / "sitecustomize.py").write_text(
         f"import time\n_true = time.time\ntime.time = lambda: _true() - {_BEHIND_S}\n"
     )
-    tool = folder / "python3"
-    tool.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
-    tool.chmod(0o755)
-    scene.use_python(VICTIM, tool)
+    scene.use_python(VICTIM, str(folder))
     scene.options = ("--skip-preflight",)  # which would refuse such clocks
 
 

@@ -198,7 +198,6 @@ FAULTS: Tuple[Fault, ...] = (
         _WELL,
         launched=Expected(4, f"host-not-ready {VICTIM_HOST}"),
         early=True,
-        prepare=acts.own_python,
         rescue=acts.bring_python_back,
         collected=(0, 4),
     ),

@@ -107,12 +107,15 @@ class Scene:
     unmount: List[Path] = field(default_factory=list)
     options: Tuple[str, ...] = ()
     """More options of the launch."""
+    spares: Tuple[Host, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("tricks", "at", "model", "commands"):
             (self.shared / name).mkdir(parents=True, exist_ok=True)
         for rank in range(len(self.hosts) * RANKS_PER_HOST):
             (self.shared / "model" / f"rank_{rank}").write_bytes(_checkpoint())
+        self.hosts = tuple(replace(one, python=str(self._python(one))) for one in self.hosts)
+        self.spares = tuple(replace(one, python=str(self._python(one))) for one in self.spares)
 
     @property
     def shared(self) -> Path:
@@ -192,8 +195,13 @@ class Scene:
         return Command(self.home, arguments, log)
 
     def launch(self, run_id: str = RUN_ID, shared: Optional[Path] = None) -> Command:
+        groups = {"workers": self.hosts, **({"spares": self.spares} if self.spares else {})}
         inventory = self.cluster.inventory(
-            self.hosts, job={"grace_s": 2, "heartbeat_s": 0.2, "watch": dict(self.watch)}
+            (*self.hosts, *self.spares),
+            job={"grace_s": 2, "heartbeat_s": 0.2, "watch": dict(self.watch)},
+            groups={
+                name: {"hosts": [host.name for host in hosts]} for name, hosts in groups.items()
+            },
         )
         return self.command(
             *("launch", "-i", inventory, "--run-id", run_id, "--worker-command", self.worker),
@@ -258,12 +266,26 @@ class Scene:
             if command is not None:
                 command.kill()
 
-    def use_python(self, rank: int, python: Path) -> None:
-        """Give the host of a rank another Python; before the launch."""
+    def use_python(self, rank: int, path: str) -> Path:
+        """Give the host of a rank a Python with a PYTHONPATH of its own; before the launch."""
         host = self.host_of(rank)
+        tool = self._python(host, path)
         self.hosts = tuple(
-            replace(one, python=str(python)) if one is host else one for one in self.hosts
+            replace(one, python=str(tool)) if one is host else one for one in self.hosts
         )
+        return tool
+
+    def _python(self, host: Host, path: str = "") -> Path:
+        """The Python of a host: this one, and where a scheduler is called for, its stand-in."""
+        tool = self.shared / "pythons" / host.name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(
+            f'#!/bin/sh\n[ "$1 $2 $3" = "-m glm2 scheduler" ] && exec {standin()} scheduler\n'
+            + (f"export PYTHONPATH={path}\n" if path else "")
+            + f'exec {sys.executable} "$@"\n'
+        )
+        tool.chmod(0o755)
+        return tool
 
     def _started(self, host: Host, kind: str, rank: Optional[int]) -> Process:
         for event in read_events(self.run_dir(host) / "journal.jsonl"):

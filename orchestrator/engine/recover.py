@@ -146,8 +146,14 @@ def next_attempt(paths: RunPaths, spares: Mapping[str, int]) -> Tuple[Decision, 
     return decision, following
 
 
+def current_attempt(store: RunStore, paths: RunPaths) -> RunPaths:
+    """What the name of a run stands for: its newest attempt. A later attempt stands for itself."""
+    record = kept(paths)
+    return newest_attempt(store, paths) if record is not None and record.number == 1 else paths
+
+
 def newest_attempt(store: RunStore, paths: RunPaths) -> RunPaths:
-    """The last attempt of a run, of which ``paths`` is the first."""
+    """The last attempt of a run, of which ``paths`` is one."""
     while True:
         said = _last_decision(paths)
         if said is None or not said["next"] or not store.path(said["next"]).journal.exists():

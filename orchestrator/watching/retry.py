@@ -112,7 +112,7 @@ def decide(policy: Policy, attempts: Sequence[Attempt], *, hosts: int, spares: i
             WITHOUT_HOST, "bad-host", sentence + _whence(last), last.host, True, evidence
         )
     if policy.min_hosts is not None and hosts - 1 >= policy.min_hosts:
-        sentence = f"{last.host} is left out; starting again on {hosts - 1} hosts"
+        sentence = f"{last.host} is left out; starting again on {_hosts(hosts - 1)}"
         return Decision(
             WITHOUT_HOST, "bad-host", sentence + _whence(last), last.host, False, evidence
         )
@@ -120,7 +120,7 @@ def decide(policy: Policy, attempts: Sequence[Attempt], *, hosts: int, spares: i
     return give_up(
         "too-few-hosts",
         f"no restart: {last.host} would have to be left out, no spare stands by, and the job needs "
-        f"{fewest} hosts (min_hosts)",
+        f"{_hosts(fewest)} (min_hosts)",
     )
 
 
@@ -133,6 +133,10 @@ def _progress(attempts: Sequence[Attempt]) -> bool:
 def _leave_out(attempts: Sequence[Attempt]) -> bool:
     last = attempts[-1]
     return last.kind == "host" or any(one.host == last.host for one in attempts[:-1])
+
+
+def _hosts(count: int) -> str:
+    return f"{count} host" + "s" * (count != 1)
 
 
 def _whence(last: Attempt) -> str:

@@ -1,0 +1,111 @@
+"""Runs that are started again after a failure, over real SSH."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+from orchestrator.drill.cluster import Loopback
+from orchestrator.drill.processes import wait_until
+from orchestrator.drill.scene import Scene, standin
+from orchestrator.runs.journal import read_events
+from tests.cluster.sshd import SSHD
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="sshd is not installed")
+
+
+@contextmanager
+def run(folder, *options, spares=0):
+    with Loopback(folder / "cluster", 2 + spares) as cluster:
+        hosts = cluster.hosts
+        scene = Scene(folder / "scene", cluster, hosts[:2], standin(), spares=hosts[2:])
+        scene.options = options
+        scene.let("go")
+        scene.launched = scene.launch()
+        try:
+            yield scene
+        finally:
+            scene.close()
+
+
+def trains_again(scene, host, run_id="drill.2"):
+    """Its first rank's first step."""
+    folder = scene.run_dir(host).parent / run_id / "ranks"
+
+    def first_step():
+        for path in folder.glob("rank_*/metrics.jsonl"):
+            steps = [line["step"] for line in read_events(path) if "step" in line]
+            if steps:
+                return steps[0]
+        return None
+
+    wait_until(lambda: first_step() is not None, "the next attempt", 60)
+    return first_step()
+
+
+def recovery(scene, run_id="drill"):
+    journal = scene.home / "runs" / run_id / "journal.jsonl"
+    (found,) = [one for one in read_events(journal) if one["event"] == "recovery"]
+    return found
+
+
+def test_goes_on_from_the_last_complete_step_then_stops_at_the_same_again(tmp_path):
+    with run(tmp_path, "--recover", "max_restarts=3") as scene:
+        scene.reach("training")
+        scene.rank(2).send(signal.SIGKILL)
+        assert trains_again(scene, scene.hosts[0]) == recovery(scene)["evidence"]["step"] + 1
+        status = scene.command("status", "drill", "-o", "json").wait()
+        assert [one["run_id"] for one in status.answer["attempts"]] == ["drill", "drill.2"]
+        assert status.answer["run_id"] == "drill.2"
+        scene.let("finish")
+        done = scene.launched.wait(90)
+        assert (done.status, done.answer["run_id"]) == (0, "drill.2")
+        assert "restart 1 of at most 3" in done.talk
+        assert scene.left() == []
+
+
+def test_a_mistake_of_the_same_kind_is_not_tried_for_ever(tmp_path):
+    """The trick is still there for the second attempt, which fails before a checkpoint."""
+    with run(tmp_path, "--recover", "max_restarts=5") as scene:
+        scene.trick("exit", 2)
+        done = scene.launched.wait(90)
+        assert done.status == 6
+        assert done.answer["run_id"] == "drill.2"
+        assert recovery(scene)["rule"] == "passing"
+        assert recovery(scene, "drill.2")["rule"] == "same-again"
+        assert "no step was completed" in done.talk
+
+
+def test_a_detached_run_goes_on_with_a_spare(tmp_path):
+    """The supervisor of a host vanishes: the host is quarantined, the spare takes its place."""
+    with run(tmp_path, "--recover", "max_restarts=1", "--detach", spares=1) as scene:
+        assert scene.launched.wait().status == 0
+        scene.launched = None
+        scene.reach("training")
+        bad = scene.hosts[1]
+        scene.supervisor(bad).send(signal.SIGKILL)
+        trains_again(scene, scene.spares[0])
+        assert (recovery(scene)["rule"], recovery(scene)["host"]) == ("bad-host", bad.name)
+        (entry,) = json.loads((scene.home / "quarantine" / "drill.json").read_text())["hosts"]
+        assert (entry["host"], entry["by"]) == (bad.name, "drill")
+        assert entry["until"] is not None
+        stopped = scene.command("stop", "drill", "-o", "json").wait()
+        assert stopped.status == 0, stopped.talk
+        assert stopped.answer["run_id"] == "drill.2"
+        wait_until(lambda: scene.left() == [], "the end of all")
+
+
+def test_runs_on_fewer_hosts_where_that_is_allowed(tmp_path):
+    options = ("--recover", "max_restarts=1", "--recover", "min_hosts=1")
+    with run(tmp_path, *options) as scene:
+        scene.reach("training")
+        scene.supervisor(scene.hosts[1]).send(signal.SIGKILL)
+        trains_again(scene, scene.hosts[0])
+        scene.let("finish")
+        done = scene.launched.wait(90)
+        assert done.status == 0, done.talk
+        assert [host["name"] for host in done.answer["hosts"]] == [scene.hosts[0].name]
+        assert "starting again on 1 host" in done.talk
