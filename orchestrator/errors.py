@@ -59,6 +59,8 @@ class OrchError(Exception):
 
     code: ClassVar[str] = "error"
     exit_status: int = 1
+    next_step: ClassVar[str] = ""
+    """The hint where the place that raises the error knows no better one."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class OrchError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.next_step
         self.location = location
         self.host = host
 
@@ -85,6 +87,7 @@ class UsageError(OrchError):
 
     code = "usage"
     exit_status = 2
+    next_step = "see the command's --help"
 
 
 class SpecError(OrchError):
@@ -92,6 +95,7 @@ class SpecError(OrchError):
 
     code = "spec"
     exit_status = 3
+    next_step = "correct that file, then repeat the command"
 
 
 class InventoryError(SpecError):
@@ -115,6 +119,7 @@ class HostNotReady(OrchError):
 
     code = "host-not-ready"
     exit_status = 4
+    next_step = "see what is wrong there: glm2-orch preflight --inventory FILE"
 
 
 class TransportError(OrchError):
@@ -122,6 +127,7 @@ class TransportError(OrchError):
 
     code = "transport"
     exit_status = 5
+    next_step = "see that the host is up and that ssh reaches it, then repeat the command"
 
 
 class HostUnreachable(TransportError):
@@ -143,11 +149,13 @@ class HostKeyMismatch(TransportError):
 class JobFailed(OrchError):
     code = "job-failed"
     exit_status = 6
+    next_step = "see what failed first: glm2-orch diagnose"
 
 
 class JobHung(OrchError):
     code = "job-hung"
     exit_status = 7
+    next_step = "see where the ranks stand: glm2-orch diagnose"
 
 
 class JobCancelled(OrchError):
@@ -158,6 +166,7 @@ class JobCancelled(OrchError):
 class Busy(OrchError):
     code = "busy"
     exit_status = 9
+    next_step = "wait until the other one has ended, then repeat the command"
 
 
 class Fenced(Busy):
@@ -167,11 +176,13 @@ class Fenced(Busy):
 class CheckpointError(OrchError):
     code = "checkpoint"
     exit_status = 10
+    next_step = "look at the files: glm2-orch ckpt inspect PATH"
 
 
 class PartialFailure(OrchError):
     code = "partial"
     exit_status = 11
+    next_step = "repeat the command for the rest"
 
 
 class HostErrors(OrchError):

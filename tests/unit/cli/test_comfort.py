@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Iterator, List, Tuple
 
 import click
 import pytest
 
+from orchestrator import errors
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.manual import page
+from orchestrator.errors import OrchError
 from orchestrator.runs import lease
 from orchestrator.runs.layout import RunStore
 from tests.unit.report.made_run import made_run
@@ -49,6 +53,28 @@ def test_every_command_speaks_json(name):
 def test_every_command_has_help_in_a_sentence(name):
     assert COMMANDS[name].help
     assert COMMANDS[name].get_short_help_str(200)[0].isupper()
+
+
+def test_every_error_that_is_raised_has_a_next_step():
+    classes = {name: one for name, one in vars(errors).items() if isinstance(one, type)}
+    raised, without = 0, []
+    for path in Path(errors.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            one = classes.get(getattr(getattr(node, "func", None), "id", ""))
+            if not isinstance(node, ast.Call) or one is None or not issubclass(one, OrchError):
+                continue
+            raised += 1
+            hinted = any(word.arg in ("hint", None) for word in node.keywords)
+            # HostErrors takes the hint of the gravest; of a stop on request nothing follows.
+            if not (hinted or one.next_step or one in (errors.HostErrors, errors.JobCancelled)):
+                without.append(f"{path}:{node.lineno}")
+    assert raised > 300
+    assert without == []
+
+
+def test_a_hint_of_its_own_goes_before_that_of_the_class():
+    assert errors.Busy("x").hint == errors.Busy.next_step
+    assert errors.Fenced("x", hint="mine").hint == "mine"
 
 
 def run(*words: str) -> int:
