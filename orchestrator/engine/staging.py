@@ -164,6 +164,8 @@ class _State:
     over: bool = False
     """Full, or failed."""
     well: bool = True
+    late: bool = False
+    """Kept waiting by another transfer."""
 
 
 class _Board:
@@ -194,7 +196,8 @@ class _Board:
             state.port, state.missing, state.answered = port, missing, True
             self._look()
             self._changed.wait_for(lambda: self._above is not None)
-            above = (self._above or {}).get(name, ())
+            assert self._above is not None
+            above = self._above.get(name, tuple(self._above)[:CHILDREN])
             return [
                 {
                     "host": other,
@@ -205,6 +208,14 @@ class _Board:
                 for other in above
                 if self._states[other].port is not None
             ]
+
+    def late(self, name: str) -> None:
+        """The host cannot answer before another transfer has ended, which may wait for hosts that
+        we fill: it is left out of the tree, and fetches from those at its top later."""
+        with self._changed:
+            state = self._states[name]
+            state.answered = state.late = True
+            self._look()
 
     def progress(self, name: str, got: int) -> None:
         with self._changed:
@@ -232,7 +243,7 @@ class _Board:
 
     def _look(self) -> None:
         if self._above is None and all(state.answered for state in self._states.values()):
-            well = [name for name, state in self._states.items() if state.well]
+            well = [n for n, state in self._states.items() if state.well and not state.late]
             order = sorted(well, key=lambda name: self._states[name].missing)
             whole = sum(not self._states[name].missing for name in well)
             self._above = tree(order, whole)
@@ -360,6 +371,7 @@ class _Session:
             self._board.progress(self.name, sum(message["progress"].values()))
         elif "waits" in message:
             self._board.say(f"{self.name}: waits for another transfer to {message['waits']}")
+            self._board.late(self.name)
         elif "stuck" in message:
             self._notes += message["stuck"]["reasons"]
             for reason in message["stuck"]["reasons"]:

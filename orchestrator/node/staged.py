@@ -97,14 +97,18 @@ class Store:
     def open(self, verify: bool, waits: Callable[[str], None]) -> None:
         """Find out what is there. ``verify`` reads all of it. ``waits`` is called when another
         transfer is filling a tree, which is then waited for. Raises StageError."""
-        first = 0
+        first = {}  # type: Dict[str, int]
+        count = 0
+        for tree in self.trees:
+            first[tree.digest] = count
+            count += len(tree.blocks)
         with _disk_errors(self.staged):
             os.makedirs(self.staged, mode=0o700, exist_ok=True)
-            for tree in self.trees:
+            # In one order for all transfers, or two could wait for each other's locks.
+            for tree in sorted(self.trees, key=lambda tree: tree.digest):
                 good = _look(tree, verify, waits)
                 tree.left = len(tree.blocks) - len(good)
-                self._have.update(first + number for number in good)
-                first += len(tree.blocks)
+                self._have.update(first[tree.digest] + number for number in good)
                 if not tree.whole and not tree.left:
                     _finish(tree)
         needed = sum(self.blocks[index].size for index in self.missing())
