@@ -13,6 +13,7 @@ LOOPBACK_PORT ?= 2222
 help:
 	@echo 'make demo    set up, then train, collect, merge, evaluate and predict on this machine'
 	@echo 'make test    set up, then lint and run all tests (PYTEST_ARGS="-k name" narrows them)'
+	@echo 'make drill   every fault at every moment on ssh servers of this machine, see docs/drill.md'
 	@echo 'make lint    ruff, mypy --strict, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make docs    make docs/reference/ from the code'
@@ -44,6 +45,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+drill: $(VENV)/.test sshd
+	$(BIN)/glm2-orch drill --all
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
