@@ -39,6 +39,7 @@ def status(run: str, live: bool, watched: bool, interval: float, output: str) ->
     Exit status: 0 while it runs and after success, otherwise that of its ending.
     """
     from orchestrator.engine.recover import attempts_shown, current_attempt
+    from orchestrator.runs.journal import read_events
     from orchestrator.runs.layout import RunStore, home
     from orchestrator.runs.state import read_state
 
@@ -66,6 +67,10 @@ def status(run: str, live: bool, watched: bool, interval: float, output: str) ->
             say(f"attempt {one['run_id']}: {one['outcome'] or 'not over'}{then}")
         for host, answer in (answers or {}).items():
             say(f"{host}: {answer.get('state') or answer.get('unreachable')}")
+        for event in read_events(paths.journal):
+            if event.get("event") == "notify-failed":
+                whom = event.get("to", "nobody")
+                say(f"{whom} was not told of its {event.get('of')}: {event.get('problem')}")
     if state.exit_status:
         raise SystemExit(state.exit_status)
 

@@ -114,7 +114,9 @@ def test_a_dead_receiver_delays_nothing_and_is_journaled(
     assert failed["problem"] == "its URL is missing: DING is not set"
     receiver.hang.set()
     wait_for(lambda: len([e for e in told(cli) if e["to"] == "webhook 1"]) == 2)
-    assert cli("status").status == 6
+    shown = cli("status")
+    assert shown.status == 6
+    assert "dingtalk 2 was not told of its failure: its URL is missing" in shown.stderr
 
 
 def test_receivers_can_be_tried(cli: Cli, inventory: Path, receiver):  # noqa: F811
