@@ -281,7 +281,8 @@ class Scene:
         tool.parent.mkdir(exist_ok=True)
         tool.write_text(
             f'#!/bin/sh\n[ "$1 $2 $3" = "-m glm2 scheduler" ] && exec {standin()} scheduler\n'
-            + (f"export PYTHONPATH={path}\n" if path else "")
+            # Without -S, with which it would not look there.
+            + (f'export PYTHONPATH={path}\n[ "$1" = -S ] && shift\n' if path else "")
             + f'exec {sys.executable} "$@"\n'
         )
         tool.chmod(0o755)
