@@ -52,7 +52,7 @@ def measure(folder: Path, count: int, options: argparse.Namespace) -> Dict[str, 
         manifest = read_source(item, folder / "cache")
         ways: Dict[str, Callable[[], None]] = {}
         if shutil.which("scp"):
-            ways["scp"] = lambda: copy(cluster, source, ["scp", "-q", "-r"])
+            ways["scp"] = lambda: copy(cluster, source, ["scp", "-O", "-q", "-r"])
         if shutil.which("rsync"):
             ways["rsync"] = lambda: copy(cluster, source, ["rsync", "-a"])
         for _ in range(options.repeat):
