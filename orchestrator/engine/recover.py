@@ -100,7 +100,7 @@ def forbid(paths: RunPaths) -> None:
     """No attempt shall follow: an operator stopped the run."""
     record = kept(paths)
     if record is not None and record.policy.max_restarts:
-        Journal(paths.journal).append(
+        Journal(paths.journal, listener=Announcer(paths)).append(
             "recovery",
             action=GIVE_UP,
             rule=STOPPED,
