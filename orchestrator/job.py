@@ -94,6 +94,8 @@ class JobOptions:
     heartbeat_s: Optional[float] = None
     watch: Tuple[str, ...] = ()
     """``--watch KEY=VALUE``."""
+    stage_direct: bool = False
+    """``--stage-direct``: no host passes staged files on to another."""
     recovery: Tuple[str, ...] = ()
     """``--recover KEY=VALUE``."""
 
@@ -149,6 +151,7 @@ def build_job(
         grace_s=_given(options.grace_s, base.grace_s),
         heartbeat_s=_given(options.heartbeat_s, base.heartbeat_s),
         watch={**base.watch, **dict(_watch_option(text) for text in options.watch)},
+        stage=replace(base.stage, encrypt=base.stage.encrypt or options.stage_direct),
         recovery={**base.recovery, **dict(_recovery_option(text) for text in options.recovery)},
     )
     _check(job)

@@ -102,6 +102,11 @@ def job_options(function: F) -> F:
                 help="Folder of run_mindformer.py on the hosts (workload mindformers).",
             ),
             click.option(
+                "--stage-direct",
+                is_flag=True,
+                help="Send staged files over SSH from here to each host: encrypted, and slower.",
+            ),
+            click.option(
                 "--run-id", metavar="NAME", help="Name of the run; default: mode and time."
             ),
         )
@@ -171,6 +176,7 @@ def build_job(
     """The job that the command line and the inventory's ``job:`` section describe; the files that
     it stages have been read. ``request`` may lack options that the command does not have."""
     from orchestrator import job as jobs
+    from orchestrator.cli.progress import steps_shown
     from orchestrator.engine.manifests import manifests_of
     from orchestrator.engine.payload import worker_folder
     from orchestrator.runs.layout import home
@@ -187,6 +193,7 @@ def build_job(
         load_checkpoint=request["load_checkpoint"],
         predict_data=request["predict_data"],
         watch=request["watch"],
+        stage_direct=bool(request.get("stage_direct")),
         recovery=request["recovery"],
     )
     defaults = jobs.JobDefaults(inventory.job, inventory.job_locations, inventory.folder)
@@ -198,7 +205,8 @@ def build_job(
         config_dir=worker_folder() / "configs",
         cwd=Path.cwd(),
     )
-    return manifests_of(job, home() / "staging")[0]
+    with steps_shown() as progress:
+        return manifests_of(job, home() / "staging", progress)[0]
 
 
 def plan_offline(

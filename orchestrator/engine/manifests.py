@@ -20,6 +20,9 @@ from orchestrator.stage_options import StageItem
 BLOCK_BYTES = 4 << 20
 """What is checked, asked for and passed on at once. Part of every digest."""
 
+LARGE_BYTES = 64 << 20
+"""Reading a file of this size takes long enough to say so."""
+
 _YOUNG_S = 2.0
 """A file changed so shortly before it was read may change again within its time stamp."""
 
@@ -148,7 +151,7 @@ class _Kept:
         version = [status.st_size, status.st_mtime_ns, status.st_ino]
         entry = self._old.get(path)
         if not entry or entry[0] != version:
-            if progress is not None:
+            if progress is not None and status.st_size >= LARGE_BYTES:
                 progress(f"reading {path}")
             entry = [version, _blocks(path)]
         if time.time() - status.st_mtime > _YOUNG_S:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, List
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.engine import manifests
@@ -76,6 +76,7 @@ def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     file = tmp_path / "f"
     file.write_text("x")
     os.utime(file, (1, 1))
+    monkeypatch.setattr(manifests, "LARGE_BYTES", 0)
     item = StageItem(str(file), "f")
     said: List[str] = []
     first = read_source(item, tmp_path / "c", said.append)
@@ -101,6 +102,7 @@ def test_sources_that_cannot_be_staged(tmp_path: Path) -> None:
         read_source(item, tmp_path / "c")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_every_host_has_a_way_up_to_one_that_has_all(count: int, data: st.DataObject) -> None:
     whole = data.draw(st.integers(0, count))
