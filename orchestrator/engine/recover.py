@@ -88,7 +88,7 @@ def is_open(store: RunStore, paths: RunPaths) -> bool:
     record, end = kept(paths), ended(paths)
     if record is None or end is None or record.policy.max_restarts < 1:
         return False
-    if end["outcome"] != "failed":
+    if end["outcome"] != "failed" or _was_stopped(paths):
         return False
     said = _last_decision(paths)
     return said is None or (
@@ -188,6 +188,12 @@ def attempts_shown(store: RunStore, paths: RunPaths) -> List[Dict[str, Any]]:
         )
         here = store.path(said["next"]) if said.get("next") else None
     return found if len(found) > 1 or (found[:1] and found[0]["decision"]) else []
+
+
+def _was_stopped(paths: RunPaths) -> bool:
+    """By request, whatever failed then."""
+    rules = {one.get("rule") for one in read_events(paths.journal) if one["event"] == "decision"}
+    return STOPPED in rules
 
 
 def _last_decision(paths: RunPaths) -> Optional[Mapping[str, Any]]:
