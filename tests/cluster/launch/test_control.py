@@ -79,18 +79,19 @@ def test_a_background_controller_that_died_is_noticed(cli, two_hosts):
 def test_a_launch_waits_for_the_devices_of_another_run(cli, two_hosts):
     inventory = two_hosts.inventory_yaml()
     first = cli(
-        *("launch", "-i", inventory, "--run-id", "first", "--detach", *HANG, *standin()), "finetune"
+        *("launch", "-i", inventory, "--run-id", "waited-for", "--detach", *HANG, *standin()),
+        "finetune",
     )
     assert first.status == 0, first.stderr
     short = cli("launch", "-i", inventory, "--wait", "1s", *standin(), "finetune")
     assert short.status == 9
-    assert "run first holds 2 devices of 127.0.1.1, and 1 more hosts" in short.stderr
+    assert "run waited-for holds 2 devices of 127.0.1.1, and 1 more hosts" in short.stderr
     second = cli.start(
-        *("launch", "-i", inventory, "--run-id", "second", *standin(), "finetune", "--wait")
+        *("launch", "-i", inventory, "--run-id", "waiting-one", *standin(), "finetune", "--wait")
     )
     assert second.stderr is not None
-    wait_until(lambda: "waiting: run first" in second.stderr.readline(), "the waiting")
-    assert cli("stop", "first", "--grace", "1").status == 0
+    wait_until(lambda: "waiting: run waited-for" in second.stderr.readline(), "the waiting")
+    assert cli("stop", "waited-for", "--grace", "1").status == 0
     _, talk = second.communicate(timeout=60)
     assert second.returncode == 0, talk
     assert cli("launch", "-i", inventory, *standin(), "--wait", "finetune").status == 2
@@ -130,18 +131,27 @@ def test_what_a_dead_run_left_is_ended_before_the_next(cli, loopback):
     inventory = cluster.inventory_yaml()
     worker = "bash -c '(sleep 600 & ); sleep 600'"
     first = cli(
-        *("launch", "-i", inventory, "--run-id", "dead", "--detach", "--worker-command", worker),
+        *(
+            "launch",
+            "-i",
+            inventory,
+            "--run-id",
+            "dead-run",
+            "--detach",
+            "--worker-command",
+            worker,
+        ),
         "finetune",
     )
     assert first.status == 0, first.stderr
-    events_there = Path(host.workdir, "runs/dead/journal.jsonl").read_text().splitlines()
-    controller = psutil.Process(json.loads(cli.run("dead").lock.read_text())["pid"])
+    events_there = Path(host.workdir, "runs/dead-run/journal.jsonl").read_text().splitlines()
+    controller = psutil.Process(json.loads(cli.run("dead-run").lock.read_text())["pid"])
     controller.kill()
     os.kill(json.loads(events_there[0])["pid"], signal.SIGKILL)
-    wait_until(lambda: 0 < len(processes_of("dead")) <= 3, "the end of the ranks")
-    second = cli("launch", "-i", inventory, "--run-id", "next", *standin(), "finetune")
+    wait_until(lambda: 0 < len(processes_of("dead-run")) <= 3, "the end of the ranks")
+    second = cli("launch", "-i", inventory, "--run-id", "next-run", *standin(), "finetune")
     assert second.status == 0, second.stderr
-    assert "processes that run dead left" in second.stderr
-    (swept,) = events(cli.run("next"), "swept")
-    assert (swept["run_id"], swept["left"]) == ("dead", [])
-    assert cli("stop", "dead").status == 0
+    assert "processes that run dead-run left" in second.stderr
+    (swept,) = events(cli.run("next-run"), "swept")
+    assert (swept["run_id"], swept["left"]) == ("dead-run", [])
+    assert cli("stop", "dead-run").status == 0
