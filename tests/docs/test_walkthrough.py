@@ -37,6 +37,9 @@ def checkout(tmp_path: Path) -> Path:
     text = text.replace("port: 2222", f"port: {_free_port()}")
     text = text.replace("/tmp/glm2-loopback", str(tmp_path / "hosts"))
     loopback.write_text(text, "utf-8")
+    for name in ("local.yaml", "loopback12.yaml"):  # `job:` is their last section
+        with open(folder / "inventories" / name, "a", encoding="utf-8") as inventory:
+            inventory.write(f"  scheduler_port: {_free_port()}\n")
     venv = folder / ".venv"
     venv.mkdir()
     for entry in Path(sys.prefix).iterdir():
