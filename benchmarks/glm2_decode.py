@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each contestant")
     parser.add_argument("--answers", type=int, default=5, help="measured answers of a process")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the peers")
     parser.add_argument(
         "--products", action="store_true", help="also measure a token's matrix products alone"
     )
@@ -127,9 +127,10 @@ def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
 def measure(name: str, answers: int, threads: int) -> Dict[str, Any]:
     """Median speed over the answers behind the first, and the tokens of one."""
     if name in PRODUCTS:
-        token = products_of_mindspore if name == PRODUCTS[0] else products_of_onednn
-        return {"tokens_per_s": token(answers, threads)}
-    answer = ours(threads) if name == "ours" else torch_answer(threads, onednn=name != "torch")
+        if name == PRODUCTS[0]:
+            return {"tokens_per_s": products_of_mindspore(answers)}
+        return {"tokens_per_s": products_of_onednn(answers, threads)}
+    answer = ours() if name == "ours" else torch_answer(threads, onednn=name != "torch")
     prompt = np.random.default_rng(1).integers(3, CONFIG.padded_vocab_size, PROMPT).tolist()
     seconds: List[float] = []
     tokens: List[int] = []
@@ -155,8 +156,8 @@ def weights() -> Dict[str, np.ndarray]:
     return found
 
 
-def ours(threads: int) -> Answer:
-    """What ``generate`` runs."""
+def ours() -> Answer:
+    """What ``generate`` runs, with its own choice of threads: kernels take one a core."""
     import mindspore as ms
 
     from glm2.generate import Generator
@@ -164,7 +165,7 @@ def ours(threads: int) -> Answer:
     from glm2.parallel import Layout, start
     from glm2.settings import Device
 
-    start(Device(target="CPU", threads=threads), Layout(), {})
+    start(Device(target="CPU"), Layout(), {})
     model = Glm2(CONFIG)
     values = weights()
     for parameter in model.get_parameters():
@@ -173,7 +174,7 @@ def ours(threads: int) -> Answer:
     return lambda prompt: generator.generate([prompt], max_new_tokens=NEW)[0]
 
 
-def products_of_mindspore(answers: int, threads: int) -> float:
+def products_of_mindspore(answers: int) -> float:
     """Tokens/s if a token were only its matrix products."""
     import mindspore as ms
 
@@ -181,7 +182,7 @@ def products_of_mindspore(answers: int, threads: int) -> float:
     from glm2.parallel import Layout, start
     from glm2.settings import Device
 
-    start(Device(target="CPU", threads=threads), Layout(), {})
+    start(Device(target="CPU"), Layout(), {})
     cell = Products(weights(), LINEARS, CONFIG.num_layers)
     x = ms.Tensor(np.ones((1, CONFIG.hidden_size), np.float32))
     return per_second(lambda: cell(x).asnumpy(), answers)

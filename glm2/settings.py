@@ -33,7 +33,7 @@ class Device:
     max_memory: str = ""
     """Most memory of an Ascend device, such as 30GB; empty: MindSpore's own default."""
     threads: int = 0
-    """CPU threads of this process; 0: the cores of the machine shared among its ranks."""
+    """Threads that start kernels on CPU, which have threads of their own, one a core; 0: one."""
 
 
 @dataclass(frozen=True)
