@@ -12,6 +12,7 @@ import numpy as np
 from glm2.checkpoint import read_parameters
 from glm2.weights import PROGRESS_NAMES
 from tests.cluster.launch.conftest import Cli, Result
+from tests.mindspore.glm2.worker import free_port
 
 STEPS = 20
 GLOBAL_BATCH = 8
@@ -74,13 +75,15 @@ class Launches:
         self.rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def inventory(self, ranks: int, hosts: int = 1) -> Path:
-        """So many ranks on hosts that are all this machine."""
+        """So many ranks on hosts that are all this machine, and a port that nobody else takes:
+        launches beside the tests look for theirs from 8118 on."""
         devices = f"[0,{ranks // hosts})"
         names = ", ".join(f"host{i}: {{workdir: {self.folder}/work{i}}}" for i in range(hosts))
         file = self.folder / f"inventory-{ranks}-{hosts}.yaml"
         file.write_text(
             f"cluster: here\ndefaults: {{connection: local, device_target: CPU, "
-            f'devices: "{devices}"}}\nhosts: {{{names}}}\njob: {{config: tiny_cpu, grace_s: 1}}\n',
+            f'devices: "{devices}"}}\nhosts: {{{names}}}\njob: {{config: tiny_cpu, grace_s: 1, '
+            f"scheduler_port: {free_port()}}}\n",
             encoding="utf-8",
         )
         return file
