@@ -24,6 +24,7 @@ from orchestrator import errors, job, recovery_options, stage_options, watch_opt
 from orchestrator.cli.main import cli
 from orchestrator.inventory import model, notify, read
 from orchestrator.inventory import settings as host_settings
+from orchestrator.job.section import KEYS
 from orchestrator.runs import layout
 
 FOLDER = Path(__file__).parent / "reference"
@@ -189,7 +190,7 @@ def _inventory() -> List[str]:
     lines += _table(("key", "meaning"), rows)
     lines += ["## job", "", "Defaults of `launch`, `plan` and `preflight`.", ""]
     about = {**field_docs(job.Job), **_JOB}
-    lines += _table(("key", "meaning"), [(f"`{key}`", about.get(key, "")) for key in job._KEYS])
+    lines += _table(("key", "meaning"), [(f"`{key}`", about.get(key, "")) for key in KEYS])
     lines += ["## job.watch", "", "Also `--watch KEY=VALUE`. Times in seconds.", ""]
     about = {**watch_options.DECISIONS, **watch_options.SECONDS}
     lines += _table(("key", "meaning"), [(f"`{key}`", text) for key, text in about.items()])

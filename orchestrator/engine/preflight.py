@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import orchestrator.node
 from orchestrator.engine.gather import no_answer
 from orchestrator.engine.hosts import on_each
+from orchestrator.engine.shipped import shipped
 from orchestrator.engine.supervisor import last_object
 from orchestrator.errors import HostNotReady, OrchError, one_error
 from orchestrator.inventory import Host
@@ -43,21 +42,6 @@ Progress = Callable[[str], None]
 _BASE_S = 60.0
 _READING_S = 3600.0
 _TOOLS_A_DEVICE = 9
-
-_PROGRAM = """\
-import json, sys, types
-package = types.ModuleType("glm2_node")
-package.__path__ = []
-sys.modules["glm2_node"] = package
-for name, source in json.loads({modules!r}):
-    module = types.ModuleType("glm2_node." + name)
-    module.__package__ = "glm2_node"
-    sys.modules[module.__name__] = module
-    setattr(package, name, module)
-    exec(compile(source, name + ".py", "exec"), module.__dict__)
-package.preflight.main(json.loads({request!r}))
-"""
-"""What is sent over standard input: modules of ``orchestrator.node``, and what is asked."""
 
 
 def survey(
@@ -223,12 +207,8 @@ def _ask(
 
 def program(request: Mapping[str, Any]) -> bytes:
     """The Python program that answers ``request`` on a host."""
-    folder = Path(orchestrator.node.__path__[0])
-    modules = [
-        (name, (folder / f"{name}.py").read_text("utf-8")) for name in ("probe", "preflight")
-    ]
-    text = _PROGRAM.format(modules=json.dumps(modules), request=json.dumps(request))
-    return text.encode("ascii")
+    run = f"package.preflight.main(json.loads({json.dumps(request)!r}))"
+    return shipped(("probe", "preflight"), run)
 
 
 def _pairs(pings: Sequence[PlannedPing]) -> List[Tuple[int, str]]:

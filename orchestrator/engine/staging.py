@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-import orchestrator.node
 from orchestrator.engine.launch import OpenRun
 from orchestrator.engine.manifests import BLOCK_BYTES, Manifest, manifests_of
+from orchestrator.engine.shipped import shipped
 from orchestrator.errors import HostNotReady, HostUnreachable, OrchError, SpecError, one_error
 from orchestrator.inventory import Host
 from orchestrator.job import Job
@@ -41,19 +41,6 @@ _PUSHES = 4
 _PROGRESS_S = 1.0
 
 _BOOT = "import sys;n=int(sys.argv[1]);exec(compile(sys.stdin.buffer.read(n),'relay.py','exec'))"
-_PROGRAM = """\
-import json, sys, types
-package = types.ModuleType("glm2_node")
-package.__path__ = []
-sys.modules["glm2_node"] = package
-for name, source in json.loads({modules!r}):
-    module = types.ModuleType("glm2_node." + name)
-    module.__package__ = "glm2_node"
-    sys.modules[module.__name__] = module
-    setattr(package, name, module)
-    exec(compile(source, name + ".py", "exec"), module.__dict__)
-sys.exit(package.relay.main())
-"""
 
 
 @dataclass(frozen=True)
@@ -141,9 +128,7 @@ def tree(names: Sequence[str], whole: int) -> Dict[str, Tuple[str, ...]]:
 
 def program() -> bytes:
     """What is sent to a host: ``node/relay.py`` and what it needs, as one program."""
-    folder = Path(orchestrator.node.__path__[0])
-    modules = [(name, (folder / f"{name}.py").read_text("utf-8")) for name in ("staged", "relay")]
-    return _PROGRAM.format(modules=json.dumps(modules)).encode("ascii")
+    return shipped(("staged", "relay"), "sys.exit(package.relay.main())")
 
 
 @dataclass(frozen=True)
