@@ -86,7 +86,7 @@ def contestants(cluster: Loopback) -> Dict[str, Contestant]:
     warm = [connect(host) for host in cluster.hosts]
     armed = Arming(cluster)
     python = cluster.hosts[0].python
-    ours = [sys.executable, "-m", "benchmarks.fan_out", "--once", str(cluster.inventory_yaml())]
+    ours = [sys.executable, "-m", "benchmarks.fan_out", "--once", str(cluster.inventory())]
     runs: Dict[str, Contestant] = {
         OURS: lambda: _run(ours),
         "our pool, within a process": lambda: _run_ours(cluster.hosts),

@@ -69,7 +69,7 @@ def main() -> int:
         return _follower(options)
     results: Dict[str, List[Dict[str, float]]] = {name: [] for name in FOLLOWERS}
     with tempfile.TemporaryDirectory() as folder, Loopback(Path(folder), options.hosts) as cluster:
-        cluster.inventory_yaml()
+        cluster.inventory()
         for number in range(options.rounds):
             for name in FOLLOWERS:
                 results[name].append(measure(cluster, f"{RUN}-{number}-{name}", name, options))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from glm2.errors import ConfigError, Glm2Error, LostRank, UsageError
 
@@ -31,22 +32,9 @@ example:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    tool = _TOOLS.get(words[0]) if words else None
     try:
-        if words[:1] == ["sample-data"]:
-            return _sample_data(words[1:])
-        if words[:1] == ["scheduler"]:
-            return _scheduler(words[1:])
-        if words[:1] == ["check"]:
-            return _check(words[1:])
-        if words[:1] == ["describe"]:
-            return _describe(words[1:])
-        if words[:1] == ["convert"]:
-            return _convert(words[1:])
-        if words[:1] == ["export"]:
-            return _export(words[1:])
-        if words[:1] == ["infer"]:
-            return _infer(words[1:])
-        return _work(words)
+        return _work(words) if tool is None else _shown(tool, words[1:])
     except Glm2Error as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -64,6 +52,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _shown(tool: Callable[[List[str]], int], words: List[str]) -> int:
+    """Run a tool whose output may be cut off by its reader, such as ``| head``."""
+    try:
+        status = tool(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The interpreter flushes at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _work(words: List[str]) -> int:
@@ -217,6 +217,17 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return text.lower() == "true"
+
+
+_TOOLS: Dict[str, Callable[[List[str]], int]] = {
+    "sample-data": _sample_data,
+    "scheduler": _scheduler,
+    "check": _check,
+    "describe": _describe,
+    "convert": _convert,
+    "export": _export,
+    "infer": _infer,
+}
 
 
 if __name__ == "__main__":

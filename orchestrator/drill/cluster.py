@@ -39,7 +39,7 @@ ListenAddress {address}
 HostKey {folder}/host_key
 PidFile {folder}/sshd.pid
 AuthorizedKeysFile {authorized_keys}
-SetEnv "PATH={path}" "HOME={folder}/home"
+SetEnv "PATH={folder}/bin:{path}" "HOME={folder}/home"
 StrictModes no
 UsePAM no
 UseDNS no
@@ -49,6 +49,7 @@ KbdInteractiveAuthentication no
 PrintMotd no
 PrintLastLog no
 LogLevel VERBOSE
+{extra}
 """
 
 
@@ -75,22 +76,26 @@ def write_key(path: Path) -> str:
 
 @dataclass
 class Server:
-    """One sshd and its folder: ``host_key``, ``sshd_config``, ``sshd.log``, ``home/``."""
+    """One sshd and its folder: ``host_key``, ``sshd_config``, ``sshd.log``, ``home/`` and ``bin/``,
+    which is at the front of the PATH."""
 
     folder: Path
     address: str
     port: int
     process: Optional[subprocess.Popen[bytes]] = None
 
-    def configure(self, authorized_keys: Path) -> str:
-        """Write key and configuration; returns the line for ``known_hosts``."""
+    def configure(self, authorized_keys: Path, extra: str = "") -> str:
+        """Write key and configuration, with the lines ``extra`` of sshd_config; returns the line
+        for ``known_hosts``."""
         (self.folder / "home").mkdir(parents=True)
+        (self.folder / "bin").mkdir()
         text = _CONFIG.format(
             port=self.port,
             address=self.address,
             folder=self.folder,
             authorized_keys=authorized_keys,
             path=SYSTEM_PATH,
+            extra=extra,
         )
         (self.folder / "sshd_config").write_text(text)
         return self.new_key()
@@ -172,24 +177,33 @@ class Server:
 
 class Loopback:
     """A cluster of ``count`` hosts of two devices with an sshd each, below ``folder``. Names,
-    addresses and server ids are the same."""
+    addresses and server ids are the same. ``port``: of all servers, else a free one."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *,
+        port: Optional[int] = None,
+        sshd_config: str = "",
+        connect_timeout: float = 5.0,
+    ) -> None:
         sshd()
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # for its privilege separation
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
         self.folder = folder
+        self._connect_timeout = connect_timeout
         self.key = folder / "id_ed25519"
         self.known_hosts = folder / "known_hosts"
         addresses = [f"127.0.1.{number}" for number in range(1, count + 1)]
-        self.port = _free_port(addresses)
+        self.port = port or _free_port(addresses)
         self._servers = {one: Server(folder / one, one, self.port) for one in addresses}
         authorized = folder / "authorized_keys"
         authorized.write_text(write_key(self.key) + "\n")
         self.known_hosts.write_text(
-            "".join(server.configure(authorized) for server in self._servers.values())
+            "".join(server.configure(authorized, sshd_config) for server in self._servers.values())
         )
         self.hosts: Tuple[Host, ...] = tuple(self._host(address) for address in addresses)
 
@@ -211,19 +225,30 @@ class Loopback:
     def server(self, host: Host) -> Server:
         return self._servers[host.address]
 
+    def stop(self, host: Host) -> None:
+        """The host disappears from the network: its sshd and connections end, nothing else."""
+        self.server(host).stop()
+
+    def cut(self, host: Host) -> None:
+        """All connections to the host are lost; new ones are accepted."""
+        self.server(host).cut()
+
     def start(self, host: Host) -> None:
-        """The host is back after ``Server.stop``."""
+        """The host is back, with the same key."""
         self.server(host).start()
         self.server(host).wait_ready()
 
-    def inventory(self, hosts: Sequence[Host], **top: object) -> Path:
-        """Write an inventory of ``hosts``, with ``top`` at its top level."""
+    def inventory(
+        self, path: Optional[Path] = None, *, hosts: Optional[Sequence[Host]] = None, **top: object
+    ) -> Path:
+        """Write an inventory of ``hosts`` (default: all), with ``top`` at its top level."""
+        path = path or self.folder / "inventory.yaml"
+        chosen = self.hosts if hosts is None else hosts
         document: Dict[str, object] = {
-            "cluster": "drill",
-            "hosts": {host.name: _overrides(host) for host in hosts},
+            "cluster": "loopback",
+            "hosts": {host.name: _overrides(host) for host in chosen},
             **top,
         }
-        path = self.folder / "inventory.yaml"
         path.write_text(yaml.safe_dump(document, sort_keys=False))
         return path
 
@@ -241,7 +266,7 @@ class Loopback:
                 port=self.port,
                 key=str(self.key),
                 known_hosts=str(self.known_hosts),
-                connect_timeout=5.0,
+                connect_timeout=self._connect_timeout,
             ),
         )
 
@@ -253,6 +278,7 @@ def _overrides(host: Host) -> Dict[str, object]:
         "device_target": host.device_target,
         "workdir": host.workdir,
         "python": host.python,
+        **({"device_ips": list(host.device_ips)} if host.device_ips else {}),
         "ssh": {
             "user": ssh.user,
             "port": ssh.port,

@@ -197,7 +197,7 @@ class Scene:
     def launch(self, run_id: str = RUN_ID, shared: Optional[Path] = None) -> Command:
         groups = {"workers": self.hosts, **({"spares": self.spares} if self.spares else {})}
         inventory = self.cluster.inventory(
-            (*self.hosts, *self.spares),
+            hosts=(*self.hosts, *self.spares),
             job={"grace_s": 2, "heartbeat_s": 0.2, "watch": dict(self.watch)},
             groups={
                 name: {"hosts": [host.name for host in hosts]} for name, hosts in groups.items()

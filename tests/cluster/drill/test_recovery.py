@@ -89,7 +89,7 @@ def test_a_detached_run_goes_on_with_a_spare(tmp_path):
         scene.supervisor(bad).send(signal.SIGKILL)
         trains_again(scene, scene.spares[0])
         assert (recovery(scene)["rule"], recovery(scene)["host"]) == ("bad-host", bad.name)
-        (entry,) = json.loads((scene.home / "quarantine" / "drill.json").read_text())["hosts"]
+        (entry,) = json.loads((scene.home / "quarantine" / "loopback.json").read_text())["hosts"]
         assert (entry["host"], entry["by"]) == (bad.name, "drill")
         assert entry["until"] is not None
         stopped = scene.command("stop", "drill", "-o", "json").wait()

@@ -84,11 +84,16 @@ def cli(tmp_path):
 
 
 def processes_of(run_id: str) -> List[psutil.Process]:
-    """Processes that carry the run's id in their environment, or control it."""
+    """Processes that carry the run's id in their environment, or are a command of ours on it.
+
+    The same word among the arguments of a stranger means nothing.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("GLM2_RUN_ID") == run_id or run_id in process.cmdline():
+            words = process.cmdline()
+            ours = "orchestrator.cli.main" in words and run_id in words
+            if ours or process.environ().get("GLM2_RUN_ID") == run_id:
                 found.append(process)
         except psutil.Error:
             continue

@@ -35,7 +35,7 @@ def test_a_controller_that_hung_is_taken_over_from_and_told(cli, two_hosts):
     """It is stopped, not killed: it still holds its lock, and wakes up when another has taken
     over. It must not end the run, nor write about it."""
     first = cli.start(
-        *("launch", "-i", two_hosts.inventory_yaml(), "--run-id", "held", *HANG, *standin()),
+        *("launch", "-i", two_hosts.inventory(), "--run-id", "held", *HANG, *standin()),
         "finetune",
     )
     running(cli, "held")
@@ -59,7 +59,7 @@ def test_a_controller_that_hung_is_taken_over_from_and_told(cli, two_hosts):
 
 def test_a_background_controller_that_died_is_noticed(cli, two_hosts):
     launched = cli(
-        *("launch", "-i", two_hosts.inventory_yaml(), "--run-id", "alone", "--detach"),
+        *("launch", "-i", two_hosts.inventory(), "--run-id", "alone", "--detach"),
         *(*HANG, *standin(), "-o", "json", "finetune"),
     )
     controller = psutil.Process(launched.json()["controller_pid"])
@@ -77,7 +77,7 @@ def test_a_background_controller_that_died_is_noticed(cli, two_hosts):
 
 
 def test_a_launch_waits_for_the_devices_of_another_run(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     first = cli(
         *("launch", "-i", inventory, "--run-id", "waited-for", "--detach", *HANG, *standin()),
         "finetune",
@@ -103,13 +103,13 @@ def test_a_spare_takes_the_place_of_a_host_that_cannot_be_armed(cli, loopback):
     # Its leases cannot be made; everything else works there.
     Path(bad.workdir).mkdir(exist_ok=True)
     Path(bad.workdir, "leases").write_text("in the way")
-    inventory = cluster.inventory_yaml(hosts=cluster.hosts[:2])
+    inventory = cluster.inventory(hosts=cluster.hosts[:2])
     done = cli("launch", "-i", inventory, "--run-id", "whole", *standin(), "finetune")
     assert done.status == 4, done.stderr
     assert f"{bad.name}: " in done.stderr.splitlines()[-2]
     names = [host.name for host in cluster.hosts]
     groups = {"workers": {"hosts": names[:2]}, "spares": {"hosts": names[2:]}}
-    inventory = cluster.inventory_yaml(groups=groups)
+    inventory = cluster.inventory(groups=groups)
     done = cli("launch", "-i", inventory, "--run-id", "spared", *standin(), "finetune")
     assert done.status == 0, done.stderr
     assert f"{bad.name} is left out" in done.stderr
@@ -128,7 +128,7 @@ def test_what_a_dead_run_left_is_ended_before_the_next(cli, loopback):
     """A helper of a rank lives on when the supervisor was killed, and holds the device."""
     cluster = loopback(1)
     (host,) = cluster.hosts
-    inventory = cluster.inventory_yaml()
+    inventory = cluster.inventory()
     worker = "bash -c '(sleep 600 & ); sleep 600'"
     first = cli(
         *(

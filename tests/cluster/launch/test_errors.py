@@ -43,7 +43,7 @@ def test_a_wrong_path(cli, tmp_path):
 
 def test_an_unknown_key_in_the_inventory(cli, loopback):
     cluster = loopback(1)
-    inventory = cluster.inventory_yaml(grops={})
+    inventory = cluster.inventory(grops={})
     done = launch(cli, inventory)
     assert done.status == 3
     assert "inventory.yaml:" in last_error(done)
@@ -53,7 +53,7 @@ def test_an_unknown_key_in_the_inventory(cli, loopback):
 def test_an_unknown_key_in_the_worker_configuration(cli, loopback):
     cluster = loopback(1)
     done = cli(
-        *("launch", "-i", cluster.inventory_yaml(), "--config", "tiny_cpu"),
+        *("launch", "-i", cluster.inventory(), "--config", "tiny_cpu"),
         *("--set", "model.model_config.num_layer=2", "finetune"),
     )
     assert done.status == 3
@@ -65,7 +65,7 @@ def test_an_unknown_key_in_the_worker_configuration(cli, loopback):
 def test_an_unreachable_host_hides_no_other(cli, loopback):
     cluster = loopback(3)
     cluster.stop(cluster.hosts[1])
-    done = launch(cli, cluster.inventory_yaml())
+    done = launch(cli, cluster.inventory())
     assert done.status == 5
     assert "127.0.1.2" in last_error(done)
     assert nothing_left(cluster)
@@ -75,7 +75,7 @@ def test_errors_of_several_hosts_are_all_shown(cli, loopback):
     cluster = loopback(3)
     cluster.stop(cluster.hosts[1])
     cluster.stop(cluster.hosts[2])
-    done = cli(*("launch", "-i", cluster.inventory_yaml(), "-o", "json", *standin(), "finetune"))
+    done = cli(*("launch", "-i", cluster.inventory(), "-o", "json", *standin(), "finetune"))
     assert done.status == 5
     assert "2 of 3 hosts failed" in last_error(done)
     error = done.json()["error"]
@@ -87,7 +87,7 @@ def test_a_wrong_key(cli, loopback, tmp_path):
     cluster = loopback(1)
     write_key(tmp_path / "other")
     hosts = [with_ssh(host, key=str(tmp_path / "other")) for host in cluster.hosts]
-    done = launch(cli, cluster.inventory_yaml(hosts=hosts))
+    done = launch(cli, cluster.inventory(hosts=hosts))
     assert done.status == 5
     assert "key" in last_error(done)
 
@@ -98,7 +98,7 @@ def test_a_changed_host_key(cli, loopback):
     new_key = write_key(cluster.folder / "imposter").split()
     name = text.split()[0]
     cluster.known_hosts.write_text(f"{name} {new_key[0]} {new_key[1]}\n")
-    done = launch(cli, cluster.inventory_yaml())
+    done = launch(cli, cluster.inventory())
     assert done.status == 5
     assert "host key" in last_error(done)
     assert "ssh-keygen -R" in done.stderr
@@ -107,7 +107,7 @@ def test_a_changed_host_key(cli, loopback):
 def test_a_host_without_python(cli, loopback):
     cluster = loopback(1)
     hosts = [replace(host, python="/usr/bin/python-is-not-here") for host in cluster.hosts]
-    done = launch(cli, cluster.inventory_yaml(hosts=hosts))
+    done = launch(cli, cluster.inventory(hosts=hosts))
     assert done.status == 4
     assert "python-is-not-here" in last_error(done)
     assert nothing_left(cluster)
@@ -118,7 +118,7 @@ def test_a_host_without_mindspore(cli, loopback, tmp_path):
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     hosts = [replace(host, python=f"{bare}/bin/python") for host in cluster.hosts]
-    inventory = cluster.inventory_yaml(hosts=hosts, job={"config": "tiny_cpu"})
+    inventory = cluster.inventory(hosts=hosts, job={"config": "tiny_cpu"})
     done = cli("launch", "-i", inventory, "finetune")
     assert done.status == 4
     assert "has no MindSpore" in last_error(done)
@@ -129,7 +129,7 @@ def test_a_workdir_that_is_a_file(cli, loopback, tmp_path):
     cluster = loopback(1)
     (tmp_path / "file").write_text("")
     hosts = [replace(host, workdir=str(tmp_path / "file" / "work")) for host in cluster.hosts]
-    done = launch(cli, cluster.inventory_yaml(hosts=hosts))
+    done = launch(cli, cluster.inventory(hosts=hosts))
     assert done.status == 4
     assert str(tmp_path / "file") in last_error(done)
 
@@ -157,7 +157,7 @@ def test_a_workdir_without_room(cli, loopback, small_disk, options, reason):
     cluster = loopback(1)
     folder = small_disk(options)
     hosts = [replace(host, workdir=str(folder)) for host in cluster.hosts]
-    done = launch(cli, cluster.inventory_yaml(hosts=hosts))
+    done = launch(cli, cluster.inventory(hosts=hosts))
     assert done.status == 4
     assert reason in last_error(done)
     assert list(folder.iterdir()) == []
@@ -179,7 +179,7 @@ def test_a_run_that_is_unknown(cli):
 
 def test_collecting_from_a_run_without_checkpoints(cli, loopback):
     cluster = loopback(1)
-    assert launch(cli, cluster.inventory_yaml()).status == 0
+    assert launch(cli, cluster.inventory()).status == 0
     done = cli("collect-ckpt", "r")
     assert done.status == 10
     assert "checkpoint" in last_error(done)

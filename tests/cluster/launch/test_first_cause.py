@@ -30,7 +30,7 @@ def launch(cli, loopback, tmp_path):
     def run(script, run_id):
         file = tmp_path / "worker.sh"
         file.write_text(script)
-        inventory = loopback(2).inventory_yaml()
+        inventory = loopback(2).inventory()
         command = ("--worker-command", f"bash {file}", "--run-id", run_id, "-o", "json")
         return cli("launch", "-i", inventory, *command, "finetune")
 

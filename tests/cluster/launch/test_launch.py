@@ -19,7 +19,7 @@ def two_hosts(loopback):
 
 
 def test_success_leaves_logs_metrics_and_a_true_state(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     done = cli("launch", "-i", inventory, "--run-id", "good", *standin(), "finetune")
     assert done.status == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith("run good succeeded: 4 of 4 ranks")
@@ -42,7 +42,7 @@ def test_success_leaves_logs_metrics_and_a_true_state(cli, two_hosts):
 
 
 def test_a_failing_rank_stops_the_other_hosts_and_is_named(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     done = cli(
         *("launch", "-i", inventory, "--run-id", "bad", "--env", "STANDIN_FAIL=2:3"),
         *("--env", "STANDIN_HANG=1", *standin(), "-o", "json", "finetune"),
@@ -60,7 +60,7 @@ def test_a_failing_rank_stops_the_other_hosts_and_is_named(cli, two_hosts):
 
 
 def test_detach_attach_and_stop(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     launched = cli(
         *("launch", "-i", inventory, "--run-id", "long", "--detach", "-o", "json"),
         *("--env", "STANDIN_HANG=1", *standin(), "finetune"),
@@ -89,7 +89,7 @@ def test_detach_attach_and_stop(cli, two_hosts):
 
 
 def test_the_controller_dies_and_attach_takes_over(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     with cli.start(
         *("launch", "-i", inventory, "--run-id", "orphan"), *standin(60), "finetune"
     ) as launch:
@@ -106,7 +106,7 @@ def test_the_controller_dies_and_attach_takes_over(cli, two_hosts):
 
 
 def test_the_first_ctrl_c_detaches(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     with cli.start(
         *("launch", "-i", inventory, "--run-id", "kept", "--env", "STANDIN_HANG=1"),
         *standin(),
@@ -125,7 +125,7 @@ def test_the_first_ctrl_c_detaches(cli, two_hosts):
 
 
 def test_two_runs_never_share_a_device(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     first = cli(
         *("launch", "-i", inventory, "--run-id", "first", "--detach", "--env", "STANDIN_HANG=1"),
         *standin(),
@@ -144,7 +144,7 @@ def test_two_runs_never_share_a_device(cli, two_hosts):
 def test_twelve_hosts_two_mindspore_ranks_and_stand_ins(cli, loopback, free_port):
     cluster = loopback(12)
     hosts = [replace(host, devices=(0,)) for host in cluster.hosts]
-    inventory = cluster.inventory_yaml(hosts=hosts)
+    inventory = cluster.inventory(hosts=hosts)
     done = cli(
         *("launch", "-i", inventory, "--run-id", "twelve", "--env", "STANDIN_MINDSPORE=2"),
         *("--env", f"STANDIN_PORT={free_port}", *standin(20), "-o", "json", "finetune"),
@@ -186,7 +186,7 @@ def test_the_rank_table_recipe_with_stand_ins_for_the_device_tools(cli, loopback
     hosts = [
         replace(host, device_target="Ascend", devices=tuple(range(8))) for host in cluster.hosts
     ]
-    inventory = cluster.inventory_yaml(hosts=hosts)
+    inventory = cluster.inventory(hosts=hosts)
     # Both hosts are this machine and have its hostname, which a preflight does not let pass.
     done = cli(
         *("launch", "-i", inventory, "--run-id", "tables", "--skip-preflight"),
@@ -211,14 +211,14 @@ def test_a_nic_that_differs_from_the_inventory_is_named(cli, loopback):
     cluster.add_tool(host, "hccn_tool", HCCN_TOOL.format(last=10))
     declared = ("10.1.0.10", "10.9.9.9")
     ascend = replace(host, device_target="Ascend", device_ips=declared)
-    done = cli("launch", "-i", cluster.inventory_yaml(hosts=[ascend]), *standin(), "finetune")
+    done = cli("launch", "-i", cluster.inventory(hosts=[ascend]), *standin(), "finetune")
     assert done.status == 3
     assert "10.9.9.9" in done.stderr
     assert "10.2.0.10" in done.stderr
 
 
 def test_logs_follow_to_the_end_of_a_run(cli, two_hosts):
-    inventory = two_hosts.inventory_yaml()
+    inventory = two_hosts.inventory()
     started = cli(
         *("launch", "-i", inventory, "--run-id", "talk", "--detach"), *standin(50), "finetune"
     )

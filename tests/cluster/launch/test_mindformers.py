@@ -61,7 +61,7 @@ def test_the_guides_yaml_runs_as_it_is(
     cli: Cli, loopback: Callable[..., Loopback], files: Path
 ) -> None:
     cluster = loopback(2)
-    inventory = cluster.inventory_yaml(job=job(files))
+    inventory = cluster.inventory(job=job(files))
     done = cli("launch", "-i", inventory, "finetune", "--yes")
     assert done.status == 0, done.stderr
     run_id = cli.run().run_id
@@ -104,7 +104,7 @@ def test_preflight_misses_the_script(
 ) -> None:
     cluster = loopback(2)
     wrong: Dict[str, Any] = job(files, mindformers_dir="/data/mindformers", worker_args=[])
-    done = cli("launch", "-i", cluster.inventory_yaml(job=wrong), "finetune", "--yes")
+    done = cli("launch", "-i", cluster.inventory(job=wrong), "finetune", "--yes")
     assert done.status == 4
     assert "/data/mindformers/run_mindformer.py is missing" in done.stderr
 
@@ -112,7 +112,7 @@ def test_preflight_misses_the_script(
 def test_a_name_that_is_not_staged(
     cli: Cli, loopback: Callable[..., Loopback], files: Path
 ) -> None:
-    inventory = loopback(1).inventory_yaml(job=job(files))
+    inventory = loopback(1).inventory(job=job(files))
     wrong = "train_dataset.data_loader.dataset_dir=staged:dta/train.json"
     done = cli(
         *("launch", "-i", inventory, "--dry-run", "--set", wrong),

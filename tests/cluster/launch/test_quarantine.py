@@ -10,7 +10,7 @@ from tests.cluster.launch.conftest import standin
 def test_a_spare_runs_in_the_place_of_a_quarantined_host(cli, loopback):
     three = loopback(3)
     first, second, spare = (host.name for host in three.hosts)
-    inventory = three.inventory_yaml(
+    inventory = three.inventory(
         groups={"workers": {"hosts": [first, second]}, "spares": {"hosts": [spare]}}
     )
     bad = cli("hosts", "quarantine", "-i", inventory, first, "--reason", "link down")

@@ -21,7 +21,7 @@ def decisions(run):
 
 def test_a_hang_is_stopped_with_the_stacks_of_all_ranks(cli, two_hosts):
     done = cli(
-        *("launch", "-i", two_hosts.inventory_yaml(), "--run-id", "stuck", "--watch", "step_s=2"),
+        *("launch", "-i", two_hosts.inventory(), "--run-id", "stuck", "--watch", "step_s=2"),
         *("--env", "STANDIN_STUCK=2:3", *standin(5), "-o", "json", "finetune"),
     )
     assert done.status == 7, done.stderr
@@ -51,7 +51,7 @@ def test_a_host_that_is_cut_off_is_waited_for_and_then_given_up(cli, loopback):
         *(
             "launch",
             "-i",
-            cluster.inventory_yaml(),
+            cluster.inventory(),
             "--run-id",
             "severed-run",
             "--watch",

@@ -228,7 +228,7 @@ class Ascend:
                     one.pings(device, other.ip(device), lost)
 
     def inventory(self, **top: object) -> Path:
-        path = self.loopback.inventory_yaml(hosts=self.hosts, **top)
+        path = self.loopback.inventory(hosts=self.hosts, **top)
         text = yaml.safe_load(path.read_text())
         for settings in text["hosts"].values():
             settings["devices"] = ",".join(map(str, settings["devices"]))

@@ -256,7 +256,7 @@ def test_twelve_hosts_of_which_one_is_dead_and_one_refuses_the_key(
 
 
 def test_what_the_harness_says_is_what_an_inventory_says(cluster: Loopback) -> None:
-    path = cluster.inventory_yaml()
+    path = cluster.inventory()
     inventory = load_inventory(path, default_python="python3", home=Path("/nonexistent"))
     assert [replace(host, groups=()) for host in inventory.hosts] == list(cluster.hosts)
 

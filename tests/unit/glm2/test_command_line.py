@@ -148,3 +148,18 @@ class TestInProcess:
             main(words)
         assert caught.value.code == 2
         assert named in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough():
+    """``describe | true`` ends as a shell shows SIGPIPE, without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "glm2", "describe", "--config", "tiny_cpu"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
