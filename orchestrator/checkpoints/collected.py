@@ -160,8 +160,8 @@ class CollectedFolder:
             "notes": list(notes),
         }
         _write(self.manifest, json.dumps(document, indent=1).encode())
-        self._mark([*self._complete_steps(), step])
         shutil.rmtree(self.incoming, ignore_errors=True)
+        self._mark([*self._complete_steps(), step])
         return tuple(placed)
 
     def keep(self, number: int, step: str) -> Tuple[str, ...]:
