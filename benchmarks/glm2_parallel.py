@@ -9,8 +9,9 @@ ranks (half of it each for reduce-scatter and all-gather where the optimizer's s
 and 2·(n-1)/n of the activations' bytes for each of 4 sums a layer and one of the output layer among
 model-parallel ranks. Nothing is run on Ascend.
 
-Scaling: the same rows on one rank with one thread, and on two ranks with one thread each. Here
-the collectives are CPU's AllReduce, which also stands in for the others.
+Scaling: the same rows on one rank that is bound to one core, and on two ranks that are bound to a
+core each: MindSpore's kernels use all cores they may, whatever number of threads is asked for.
+Here the collectives are CPU's AllReduce, which also stands in for the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
@@ -109,7 +110,7 @@ def volume(shape: Shape, more: Tuple[str, ...] = ()) -> Tuple[float, float]:
 
 def scaling(steps: int) -> None:
     """Run the same training on one rank and on two."""
-    table = Table(title=f"the same {ROWS} rows a step, one thread a rank (median of {steps} steps)")
+    table = Table(title=f"the same {ROWS} rows a step, one core a rank (median of {steps} steps)")
     for column in ("layout", "ms a step", "of it collectives", "speed-up", "efficiency"):
         table.add_column(column, justify="left" if column == "layout" else "right")
     alone = 0.0
@@ -145,9 +146,11 @@ def train(shape: Shape, steps: int) -> List[Dict[str, float]]:
                 f"runner_config.batch_size={ROWS // shape.data}",
             ) for word in ("--set", setting)),
         ]  # fmt: skip
+        cores = sorted(os.sched_getaffinity(0))
         processes = [
             _start(folder, words, {**cluster, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank),
-                                   "RANK_ID": str(rank)} if ranks > 1 else {"OMP_NUM_THREADS": "1"})
+                                   "RANK_ID": str(rank)} if ranks > 1 else {"OMP_NUM_THREADS": "1"},
+                   core=cores[rank % len(cores)])
             for rank in range(ranks)
         ]  # fmt: skip
         if ranks > 1:
@@ -166,14 +169,20 @@ def train(shape: Shape, steps: int) -> List[Dict[str, float]]:
     return found[2 : 2 + steps]
 
 
-def _start(folder: str, words: List[str], variables: Dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    folder: str, words: List[str], variables: Dict[str, str], core: Optional[int] = None
+) -> subprocess.Popen[bytes]:
     others = ("MS_", "RANK_", "GLM2_", "DEVICE_ID")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environ |= {"PYTHONPATH": str(Path(__file__).parents[1]), "GLM2_CACHE": folder, **variables}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "glm2", *words],
         cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
+    return process
 
 
 def _free_port() -> int:
