@@ -1,8 +1,9 @@
 """How a host is reached over SSH: what the inventory says, over what ``ssh_config`` says.
 
-Of OpenSSH's configuration these are followed: Host and Match blocks, Include, HostName, User, Port,
-IdentityFile (the first that exists), UserKnownHostsFile (the first), ConnectTimeout, ProxyJump and
-ProxyCommand. It is read when the inventory is: a run keeps what it was started with.
+Of OpenSSH's configuration these are followed: Host and Match blocks (also with exec), Include,
+HostName, User, Port, IdentityFile (the first that exists), UserKnownHostsFile (the first),
+ConnectTimeout, ProxyJump and ProxyCommand. It is read when the inventory is: a run keeps what it
+was started with.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class SshConfig:
         except (paramiko.SSHException, ImportError, KeyError, ValueError) as error:
             raise RouteError(
                 f"{self.path} cannot be used for {name}: {error}",
-                "`Match exec` and canonical names are not followed: say it in the inventory",
+                "say it in the inventory: `Match canonical` and their like are not followed",
             ) from error
 
     def expanded(self, path: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,20 @@ def test_without_config_nothing_is_read(tmp_path: Path) -> None:
     config(tmp_path, "Host node*\n HostName 10.0.0.7\n")
     assert only(inventory(tmp_path, "{port: 22}")).address == "node1"
     assert only(inventory(tmp_path, "{config: false}")).address == "node1"
+
+
+def test_a_block_that_hangs_on_a_command(tmp_path: Path) -> None:
+    """In a process of its own: invoke, with which paramiko runs it, leaves pipes open."""
+    config(tmp_path, 'Match exec "test %h = node1"\n Port 77\nMatch exec "false"\n User no\n')
+    program = (
+        "import sys; from pathlib import Path; from orchestrator.inventory.ssh_route import *;"
+        "home = Path(sys.argv[1]); found = SshConfig(home / '.ssh/config', home);"
+        "_, ssh = route('node1', Said(user='us'), found); print(ssh.port, ssh.user)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "77 us\n", done.stderr
 
 
 def test_jump_hosts_in_their_order(tmp_path: Path) -> None:
