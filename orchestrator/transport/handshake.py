@@ -225,6 +225,16 @@ def _check_host_key(offered: paramiko.PKey, host: Host, known: List[HostKey]) ->
             f"key with `ssh-keygen -R '{name}' -f {files[0]}` and add the new one",
             host=host.name,
         )
+    authority = load_known_hosts(files).authority_of(host.address, host.ssh.port)
+    if authority is not None:
+        raise HostKeyMismatch(
+            f"the host key of {_where(host)} ({shown}) is not known itself; the certificate that "
+            f"vouches for it ({authority.place}, @cert-authority) cannot be checked here",
+            hint="`ssh` checks certificates, so take the key over it: "
+            f"`ssh -p {host.ssh.port} {host.address} cat /etc/ssh/ssh_host_ed25519_key.pub | "
+            f"sed 's/^/{name} /' >> {files[0]}`",
+            host=host.name,
+        )
     scan = f"ssh-keyscan -p {host.ssh.port} {host.address}"
     raise HostKeyMismatch(
         f"the host key of {_where(host)} ({shown}) is not known",

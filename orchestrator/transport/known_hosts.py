@@ -1,7 +1,8 @@
 """The host keys we know: OpenSSH's ``known_hosts`` files, parsed once a file and version.
 
 Format: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT". Paramiko's own reader is quadratic in the length
-of the file and knows neither patterns nor ``@revoked``. Not supported: ``@cert-authority``.
+of the file and knows neither patterns nor ``@revoked``. Certificates of hosts cannot be checked
+with it: a line ``@cert-authority`` only serves to say so.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class KnownHosts:
     patterns: Tuple[Tuple[Tuple[str, ...], HostKey], ...]
     """Entries with wildcards or negation."""
     revoked: FrozenSet[bytes]
+    authorities: Tuple[Tuple[Tuple[str, ...], HostKey], ...]
+    """Keys of certificate authorities, and the patterns of the hosts that they vouch for."""
 
     def keys_of(self, address: str, port: int) -> List[HostKey]:
         """All keys known for a server, in the order of the files.
@@ -53,6 +56,13 @@ class KnownHosts:
         if port != 22:
             return self._lookup(f"[{name}]:{port}") or self._lookup(name)
         return self._lookup(name)
+
+    def authority_of(self, address: str, port: int) -> Optional[HostKey]:
+        """The certificate authority that vouches for a server, if any."""
+        name = address.lower()
+        written = (name,) if port == 22 else (f"[{name}]:{port}", name)
+        found = (key for names, key in self.authorities if any(_matches(w, names) for w in written))
+        return next(found, None)
 
     def _lookup(self, name: str) -> List[HostKey]:
         found = list(self.exact.get(name, ()))
@@ -94,13 +104,14 @@ def _load(versions: Tuple[Tuple[Path, int, int], ...]) -> KnownHosts:
     exact: Dict[str, List[HostKey]] = {}
     hashed: List[Tuple[bytes, bytes, HostKey]] = []
     patterns: List[Tuple[Tuple[str, ...], HostKey]] = []
+    authorities: List[Tuple[Tuple[str, ...], HostKey]] = []
     revoked = set()
     for file, _, _ in versions:
         text = file.read_text("utf-8", errors="replace")
         for number, line in enumerate(text.splitlines(), 1):
             fields = line.split()
             marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
-            if len(fields) < 3 or fields[0].startswith("#") or marker == "@cert-authority":
+            if len(fields) < 3 or fields[0].startswith("#"):
                 continue
             try:
                 blob = base64.b64decode(fields[2], validate=True)
@@ -111,6 +122,8 @@ def _load(versions: Tuple[Tuple[Path, int, int], ...]) -> KnownHosts:
             names = tuple(fields[0].lower().split(","))
             if marker == "@revoked":
                 revoked.add(blob)
+            elif marker == "@cert-authority":
+                authorities.append((names, key))
             elif salt_and_digest is not None:
                 hashed.append((*salt_and_digest, key))
             elif any(set(name) & set("*?!") for name in names):
@@ -123,6 +136,7 @@ def _load(versions: Tuple[Tuple[Path, int, int], ...]) -> KnownHosts:
         tuple(hashed),
         tuple(patterns),
         frozenset(revoked),
+        tuple(authorities),
     )
 
 

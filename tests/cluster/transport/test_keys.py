@@ -185,6 +185,17 @@ def test_a_revoked_host_key(cluster: Loopback, host: Host, dial: Dial) -> None:
         dial(host).run(["true"])
 
 
+def test_a_certificate_that_vouches_for_the_host_is_said_not_to_be_checked(
+    cluster: Loopback, host: Host, dial: Dial
+) -> None:
+    """The hint says how to take the key over ssh, which does check it."""
+    line = cluster.known_hosts.read_text()
+    cluster.known_hosts.write_text(line.replace(line.split()[0], "@cert-authority *.0.1.1"))
+    with pytest.raises(HostKeyMismatch, match=r"known_hosts:1, @cert-authority\) cannot") as caught:
+        dial(host).run(["true"])
+    assert f"sed 's/^/[127.0.1.1]:{cluster.port} /' >> {cluster.known_hosts}`" in caught.value.hint
+
+
 def test_known_hosts_that_cannot_be_read(host: Host, dial: Dial, tmp_path: Path) -> None:
     with pytest.raises(HostKeyMismatch, match="known hosts cannot be read"):
         dial(with_ssh(host, known_hosts=str(tmp_path))).run(["true"])

@@ -102,6 +102,19 @@ def test_lines_that_say_nothing_usable_are_passed_over(tmp_path: Path, line: str
     assert keys(tmp_path, f"{line}\nn ssh-ed25519 {B}\n", "n") == [B]
 
 
+def test_an_authority_vouches_for_the_hosts_it_names_and_is_the_key_of_none(tmp_path: Path) -> None:
+    file = tmp_path / "known_hosts"
+    file.write_text(f"@cert-authority *.cluster,[gate]:2222,!bad.cluster ssh-ed25519 {A}\n")
+    known = load_known_hosts([file])
+    for address, port in (("n1.cluster", 22), ("n1.cluster", 2222), ("gate", 2222)):
+        authority = known.authority_of(address, port)
+        assert authority is not None
+        assert authority.place == f"{file}:1"
+        assert known.keys_of(address, port) == []
+    assert known.authority_of("gate", 22) is None
+    assert known.authority_of("bad.cluster", 22) is None
+
+
 @given(known=names, other=names, salt=st.binary(min_size=20, max_size=20))
 def test_a_hashed_name_is_found_by_that_name_only(
     tmp_path_factory: pytest.TempPathFactory, known: str, other: str, salt: bytes
