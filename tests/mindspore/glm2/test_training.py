@@ -107,10 +107,10 @@ class TestTwoRanks:
         assert strategies == [f"ckpt_strategy_rank_{rank}.ckpt" for rank in range(2)]
 
 
-def start_endless_pair(workers: Workers, folder: Path) -> Tuple[Process, List[Process]]:
+def start_endless_pair(workers: Workers, folder: Path, *more: str) -> Tuple[Process, List[Process]]:
     """A scheduler and two ranks that have done three steps of many."""
     scheduler, ranks = workers.start_pair(
-        folder, *TRAINING, "--set", "runner_config.epochs=1000",
+        folder, *TRAINING, *more, "--set", "runner_config.epochs=1000",
         "--set", "callbacks.1.save_checkpoint_steps=0",
         "--set", "model.model_config.num_layers=1",
     )  # fmt: skip
@@ -125,13 +125,23 @@ def start_endless_pair(workers: Workers, folder: Path) -> Tuple[Process, List[Pr
 def test_a_stop_of_one_rank_ends_all_in_the_same_step_with_a_checkpoint(
     workers: Workers, tmp_path: Path
 ) -> None:
-    scheduler, ranks = start_endless_pair(workers, tmp_path)
+    # Float16 with a loss scale that is too large at first: they share the layers, so that each
+    # sees other gradients overflow.
+    scheduler, ranks = start_endless_pair(
+        workers, tmp_path, "--set", "model.model_config.compute_dtype=float16",
+        "--set", "parallel_config.model_parallel=2",
+        "--set", "runner_wrapper.scale_sense.loss_scale_value=134217728",
+        "--set", "runner_wrapper.scale_sense.scale_factor=4096",
+    )  # fmt: skip
     ranks[1].send_signal(signal.SIGTERM)
     codes = [rank.wait(timeout=60) for rank in ranks]
     assert codes == [143, 143], (tmp_path / "rank_1.log").read_text()
     assert scheduler.wait(timeout=60) == 0
     done = [len(steps(tmp_path, rank)) for rank in range(2)]
     assert 3 <= done[0] == done[1] < 6000
+    scales = [[(x["overflow"], x["loss_scale"]) for x in steps(tmp_path, rank)] for rank in (0, 1)]
+    assert scales[0] == scales[1], "what overflows at one is left out by both"
+    assert scales[0][:3] == [(True, 2.0**27), (False, 2.0**15), (False, 2.0**15)]
     for rank in range(2):
         (name,) = checkpoints(tmp_path, rank)
         saved = read_parameters(tmp_path / f"output/checkpoint/rank_{rank}" / name)
