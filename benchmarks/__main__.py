@@ -1,9 +1,10 @@
-"""All benchmarks, one after the other: one file of tables, with the facts of the machine.
+"""All benchmarks, one after the other: one table with ratios, and the facts of the machine.
 
     python -m benchmarks [--out FILE] [--quick] [NAME ...]
 
-Each benchmark runs ours and its peers side by side in one run and prints medians and ratios; see
-``python -m benchmarks.NAME --help`` for what it does. Figures mean something on a quiet machine
+Each benchmark runs ours and its peers side by side in one run; see ``python -m benchmarks.NAME
+--help`` for what it does. Its own tables, with more columns, stand below the one of all. A peer
+that is not installed is said, and does not take part. Figures mean something on a quiet machine
 only. ``--quick`` takes small sizes and one or two rounds, to see that all of them run.
 """
 
@@ -12,12 +13,16 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Dict, List, Tuple
+
+from benchmarks.figures import VARIABLE, markdown, read_figures
 
 # Name -> arguments of --quick; without it the benchmark's own defaults hold, whose sizes are
 # those that the project's targets name.
@@ -26,14 +31,21 @@ BENCHMARKS: Dict[str, Tuple[str, ...]] = {
     "fan_out": ("--hosts", "12", "--rounds", "2"),
     "follow_logs": ("--seconds", "8", "--rounds", "1"),
     "watch_day": ("--hours", "1"),
+    "stage": ("--hosts", "2", "4", "--mib", "8", "--rounds", "1"),
     "collect": ("--mib", "2", "--rounds", "1"),
     "merge_ckpt": ("--size", "0.3", "--rounds", "1"),
     "glm2_train": ("--rounds", "1"),
     "glm2_decode": ("--rounds", "1"),
     "glm2_parallel": ("--steps", "4"),
 }
+_HEADING = """\
+Ratio: ours is so many times as fast as it.
+
+| benchmark | case | contestant | result | ratio |
+| --- | --- | --- | --- | --- |
+"""
 _PACKAGES = ("mindspore", "numpy", "paramiko", "torch", "transformers")
-_TOOLS = {"rsync": "--version", "pdsh": "-V", "clush": "--version", "ssh": "-V"}
+_TOOLS = {"rsync": "--version", "pdsh": "-V", "clush": "--version", "ssh": "-V", "scp": ""}
 
 
 def main() -> int:
@@ -51,27 +63,36 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     failed: List[str] = []
-    with options.out.open("w", encoding="utf-8") as page:
-        print(f"# Benchmarks, {time.strftime('%Y-%m-%d %H:%M')}\n\n{facts()}", file=page)
-        for name in options.names or BENCHMARKS:
-            arguments = BENCHMARKS[name] if options.quick else ()
-            print(f"==> {name} {' '.join(arguments)}".rstrip(), file=sys.stderr, flush=True)
-            done = run(name, arguments)
-            print(done.stdout, end="", flush=True)
-            print(section(name, arguments, done), file=page, flush=True)
-            if done.returncode:
-                failed.append(name)
+    rows, sections = "", ""
+    head = f"# Benchmarks, {time.strftime('%Y-%m-%d %H:%M')}\n\n{facts()}\n{_HEADING}"
+    for name in options.names or BENCHMARKS:
+        arguments = BENCHMARKS[name] if options.quick else ()
+        print(f"==> {name} {' '.join(arguments)}".rstrip(), file=sys.stderr, flush=True)
+        done, figures = run(name, arguments)
+        print(done.stdout, end="", flush=True)
+        rows += figures
+        sections += "\n" + section(name, arguments, done)
+        options.out.write_text(head + rows + sections, encoding="utf-8")
+        if done.returncode:
+            failed.append(name)
     print(f"written to {options.out}", file=sys.stderr)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def run(name: str, arguments: Tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """One benchmark in a process of its own; what it says on the way is shown at once."""
+def run(name: str, arguments: Tuple[str, ...]) -> Tuple[subprocess.CompletedProcess[str], str]:
+    """One benchmark in a process of its own, and its rows of the table; what it says on the way
+    is shown at once."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    environ = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environ, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder, "figures.jsonl")
+        environ = {**os.environ, "COLUMNS": "100", VARIABLE: str(figures)}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environ, check=False)
+        rows = markdown(name, read_figures(figures))
+    if done.returncode:
+        rows += f"| {name} | | | **failed**, status {done.returncode} | |\n"
+    return done, rows
 
 
 def section(name: str, arguments: Tuple[str, ...], done: subprocess.CompletedProcess[str]) -> str:
@@ -109,6 +130,8 @@ def _version(package: str) -> str:
 
 
 def _tool(name: str) -> str:
+    if not _TOOLS[name]:  # it has no version of its own
+        return "installed" if shutil.which(name) else "absent"
     try:
         done = subprocess.run([name, _TOOLS[name]], capture_output=True, text=True, check=False)
     except OSError:

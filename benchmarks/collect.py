@@ -29,6 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import absent, figure
 from orchestrator.checkpoints.layout import Layout
 from orchestrator.checkpoints.mindspore_ckpt import ckpt_layout
 from orchestrator.checkpoints.strategy import Strategy, strategy_bytes
@@ -36,6 +37,7 @@ from orchestrator.checkpoints.tensor import NewTensor
 from tests.cluster.recorded import RUN_ID, record_run, run_dir
 from tests.cluster.sshd import Loopback
 
+OURS = "collect-ckpt"
 PEER = "rsync -a"
 TENSORS = 20
 """Parameters in a file: each is one twentieth of it."""
@@ -72,7 +74,7 @@ def main() -> int:
             record_run(root / "home", cluster.hosts, options.files)
             field = contestants(cluster, root / "home")
             if shutil.which("rsync") is None:
-                console.print("rsync is not installed and does not take part")
+                absent("rsync")
             if options.only:
                 field = {n: c for n, c in field.items() if options.only in n or n == PEER}
             samples = measure(field, root / "out", options.rounds)
@@ -141,7 +143,7 @@ def contestants(cluster: Loopback, home: Path) -> Dict[str, Contestant]:
         ]
 
     found: Dict[str, Contestant] = {
-        "collect-ckpt": ours(),
+        OURS: ours(),
         "collect-ckpt --transfer paramiko": ours("--transfer", "paramiko"),
         "collect-ckpt --merge --stream": ours("--merge", "--stream"),
         "collect-ckpt --merge": ours("--merge"),
@@ -189,9 +191,11 @@ def table(title: str, nbytes: int, samples: Mapping[str, Sequence[Sample]]) -> T
     peer = samples.get(PEER, next(iter(samples.values())))
     base = median(sample.seconds for sample in peer)
     base_cpu = median(sample.cpu_s for sample in peer)
+    ours = median(sample.seconds for sample in samples.get(OURS, peer))
     for name, runs in samples.items():
         times = sorted(sample.seconds for sample in runs)
         seconds, cpu = median(times), median(sample.cpu_s for sample in runs)
+        figure(title, name, f"{nbytes / 1e6 / seconds:.0f} MB/s", seconds / ours)
         shown.add_row(
             name,
             f"{nbytes / 1e6 / seconds:.0f}",

@@ -36,6 +36,7 @@ import paramiko
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import absent, figure
 from orchestrator.engine import payload
 from orchestrator.engine.hosts import on_all
 from orchestrator.engine.supervisor import Supervisor
@@ -65,7 +66,7 @@ def main() -> int:
     console = Console()
     for tool in ("ssh", "pdsh", "clush"):
         if shutil.which(tool) is None:
-            console.print(f"{tool} is not installed and does not take part")
+            absent(tool)
     for count in map(int, options.hosts.split(",")):
         with tempfile.TemporaryDirectory() as folder, Loopback(Path(folder), count) as cluster:
             samples = measure(contestants(cluster), options.rounds)
@@ -179,6 +180,7 @@ def table(count: int, rounds: int, samples: Dict[str, List[Sample]]) -> Table:
     reference = median(wall for wall, _ in samples[OURS])
     for name, taken in samples.items():
         wall, cpu = (median(column) for column in zip(*taken))
+        figure(f"{count} hosts", name, f"{wall:.2f} s", wall / reference)
         result.add_row(name, f"{wall:.2f}", f"{cpu:.2f}", f"{wall / reference:.2f}")
     return result
 

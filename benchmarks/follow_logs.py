@@ -33,6 +33,7 @@ import paramiko
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import figure
 from orchestrator.engine import payload
 from orchestrator.engine.follow import follow
 from orchestrator.engine.hosts import connected, on_all, on_each
@@ -82,9 +83,11 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]], options: Any) ->
     title = (
         f"{ranks} ranks × {options.rate} lines/s, {options.rounds} rounds of {options.seconds:g} s"
     )
+    ours = median(one["p50"] for one in results["ours"])
     shown = Table("", "p50 ms", "p99 ms", "CPU %", "lost", "doubled", "lines", title=title)
     for name, taken in results.items():
         middle = {key: median(one[key] for one in taken) for key in taken[0]}
+        figure(title, LABELS[name], f"p50 {middle['p50'] * 1e3:.0f} ms", middle["p50"] / ours)
         shown.add_row(
             LABELS[name],
             f"{middle['p50'] * 1e3:.0f}",

@@ -33,6 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import figure
 from glm2.config import ModelConfig
 from glm2.weights import weight_shapes
 
@@ -271,6 +272,7 @@ def report(speeds: Dict[str, List[float]]) -> None:
         table.add_column(column, justify="left" if column == "contestant" else "right")
     for name, found in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], found)]
+        figure(str(table.title), name, f"{median(found):.1f} tokens/s", median(ratios))
         table.add_row(
             name,
             f"{median(found):.1f}",

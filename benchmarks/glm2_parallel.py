@@ -30,6 +30,8 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import figure
+
 ROWS = 8
 MODEL = {
     "num_layers": 4, "hidden_size": 256, "ffn_hidden_size": 704, "kv_channels": 32,
@@ -69,6 +71,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "layout" else "right")
     for shape in VOLUMES:
         sent, least = volume(shape)
+        figure("bytes a rank sends in a step", str(shape), f"{sent / least:.3f} × the least")
         table.add_row(str(shape), f"{sent:,.0f}", f"{least:,.0f}", f"{sent / least:.3f}")
     Console(width=100).print(table)
     if not options.no_scaling:
@@ -121,6 +124,7 @@ def scaling(steps: int) -> None:
         ranks = shape.data * shape.model
         alone = alone or seconds
         gain = alone / seconds
+        figure("a step", str(shape), f"{1000 * seconds:.0f} ms, {gain:.2f} × one rank's speed")
         table.add_row(
             str(shape), f"{1000 * seconds:.0f}", f"{100 * share:.0f} %", f"{gain:.2f}",
             f"{100 * gain / ranks:.0f} %",

@@ -29,6 +29,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import figure
+
 ROWS, LENGTH, VOCABULARY, PROMPT = 8, 193, 8192, 64
 CONTESTANTS = ("ours", "torch + oneDNN", "torch")
 
@@ -200,6 +202,7 @@ def report(speeds: Dict[str, List[float]]) -> None:
         table.add_column(column, justify="left" if column == "contestant" else "right")
     for name, found in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], found)]
+        figure(str(table.title), name, f"{median(found):.0f} tokens/s", median(ratios))
         table.add_row(
             name,
             f"{median(found):.0f}",

@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import figure
 from orchestrator.checkpoints.layout import Layout
 from orchestrator.checkpoints.mindspore_ckpt import ckpt_layout, crc_trailer
 from orchestrator.checkpoints.strategy import Strategy, strategy_bytes
@@ -35,6 +36,8 @@ FLOAT32_MOMENTS = 5
 """A float16 weight with two float32 moments takes five times its own bytes."""
 
 GLM2_HIDDEN, GLM2_FFN, GLM2_VOCABULARY = 4096, 13696, 65024
+
+OURS = "glm2-orch merge-ckpt"
 
 Parameters = Dict[str, Tuple[str, Tuple[int, ...]]]
 
@@ -199,7 +202,7 @@ def contestants(root: Path, out: Path, *, with_mindspore: bool) -> Dict[str, Lis
     found = {
         "cp": ["cp", "-r", str(root / "checkpoint"), str(out)],
         "cp, then sync": ["sh", "-c", DURABLE_CP, "sh", str(root), str(out)],
-        "glm2-orch merge-ckpt": ours,
+        OURS: ours,
         "glm2-orch merge-ckpt --format safetensors": [*ours, "--format", "safetensors"],
     }
     if with_mindspore:
@@ -284,9 +287,11 @@ def table(title: str, samples: Mapping[str, Sequence[Sample]]) -> Table:
     for heading in ("", "median s", "min to max", "x cp", "peak anonymous MiB"):
         shown.add_column(heading, justify="left" if not heading else "right")
     base = median(seconds for seconds, _ in samples["cp"])
+    ours = median(seconds for seconds, _ in samples[OURS])
     for name, runs in samples.items():
         times = sorted(seconds for seconds, _ in runs)
         middle = median(times)
+        figure(title, name, f"{middle:.2f} s", middle / ours)
         peak = max(memory for _, memory in runs) / 2**20
         spread = f"{times[0]:.2f} to {times[-1]:.2f}"
         shown.add_row(name, f"{middle:.2f}", spread, f"{middle / base:.2f}", f"{peak:.0f}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, Dict
 
+from benchmarks.figures import figure
 from orchestrator.inventory import Inventory, parse_inventory
 from orchestrator.job import Job
 from orchestrator.planning.cluster_table import cluster_table
@@ -52,6 +53,7 @@ def main() -> None:
     for name, step in steps.items():
         times = [timed(step) for _ in range(options.rounds)]
         print(f"{name:9} {8 * options.servers} ranks  {median(times):6.3f} s")
+        figure(f"{8 * options.servers} ranks", name, f"{median(times):.3f} s")
 
 
 def cluster(servers: int) -> Inventory:

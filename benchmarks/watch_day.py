@@ -14,6 +14,7 @@ import argparse
 import time
 from typing import Iterator, List, Tuple
 
+from benchmarks.figures import figure
 from orchestrator.watching import reducer, watcher
 from orchestrator.watching.training import Place
 
@@ -49,6 +50,8 @@ def main() -> int:
     for kind, seconds in spent.items():
         print(f"{kind:20} {count[kind]:>10,} events {seconds:8.2f} s")
     print(f"{'in all':20} {sum(count.values()):>10,} events {sum(spent.values()):8.2f} s")
+    day_of = f"{options.hosts * options.ranks} ranks, {options.hours:g} h"
+    figure(day_of, f"{sum(count.values()):,} events", f"{sum(spent.values()):.2f} s")
     ending = decisions[-1]
     assert isinstance(ending, reducer.Finish), decisions
     print(f"ending: {ending.outcome}, decisions: {len(decisions) - 1}")
