@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 @click.option(
     "--direct", is_flag=True, help="Over SSH from here to each host: encrypted, and slower."
 )
+@click.option(
+    "--prune",
+    "older_than",
+    metavar="TIME",
+    help="Send nothing; remove what no launch has used for so long, e.g. 30d.",
+)
 @output_option("table", "json")
 def stage(
     inventory_file: str,
@@ -32,6 +38,7 @@ def stage(
     dry_run: bool,
     verify: bool,
     direct: bool,
+    older_than: Optional[str],
     output: str,
 ) -> None:
     """Bring the files of `stage:` (in the inventory's `job:` section) to all hosts.
@@ -39,9 +46,14 @@ def stage(
     One copy leaves this machine; hosts pass it on to each other, block by block, and check each.
     What a host has is not sent again, a transfer that was cut goes on where it was. `launch` does
     the same first. Between hosts the bytes are not encrypted: see --direct.
+
+    What hosts have stays there until --prune. That keeps what this inventory stages, and what
+    living runs use.
     """
+    from orchestrator.cli.hosts import parse_duration
     from orchestrator.cli.progress import steps_shown
     from orchestrator.cli.request import read_inventory
+    from orchestrator.cli.unstage import prune
     from orchestrator.engine.hosts import connected
     from orchestrator.engine.manifests import read_source
     from orchestrator.engine.staging import stage_files
@@ -50,13 +62,21 @@ def stage(
 
     inventory = read_inventory(inventory_file, limit)
     wanted = stage_of(JobDefaults(inventory.job, inventory.job_locations, inventory.folder))
-    if not wanted.items:
+    if not wanted.items and older_than is None:
         raise UsageError(
             f"{inventory.source} stages nothing",
             hint="add `stage: [{from: ./data, to: data}]` to its `job:` section",
         )
     with steps_shown() as progress:
         manifests = [read_source(item, home() / "staging", progress) for item in wanted.items]
+    if older_than is not None:
+        if verify or direct:
+            raise UsageError(
+                "--prune sends nothing", hint="leave --verify and --direct out, or --prune"
+            )
+        age_s = parse_duration(older_than, "--prune")
+        prune(inventory.hosts, [m.digest for m in manifests], age_s, output, dry_run=dry_run)
+        return
     if dry_run:
         _show_wanted(manifests, inventory.hosts, output)
         return

@@ -30,7 +30,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, BinaryIO, Callable, Dict, Sequence
+from typing import Any, BinaryIO, Callable, Dict, List, Sequence
 
 from .staged import Damaged, StageError, Store, check_place, place
 
@@ -165,9 +165,12 @@ class _Work:
             if self.done:
                 return
             self.done = True
+        links: Dict[str, List[str]] = {}
         for item in self.places:
             tree = next(tree for tree in self.store.trees if tree.digest == item["tree"])
+            links.setdefault(tree.digest, []).append(item["path"])
             place(item["path"], os.path.join(tree.final, "content", item["file"]).rstrip("/"))
+        self.store.used(links)
         self.say({"filled": {"bytes": self.bytes, "reasons": list(reasons)}})
 
 

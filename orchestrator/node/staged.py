@@ -126,6 +126,15 @@ class Store:
         with self._changed:
             return [index for index in range(len(self.blocks)) if index not in self._have]
 
+    def used(self, places: Dict[str, List[str]]) -> None:
+        """Note for ``retention`` that the trees were wanted now, and the links made to them, by
+        digest."""
+        for tree in self.trees:
+            with _disk_errors(tree.final):
+                if places.get(tree.digest):
+                    _note_places(os.path.join(tree.final, "places.json"), places[tree.digest])
+                os.utime(tree.final)
+
     @property
     def whole(self) -> bool:
         return all(tree.whole for tree in self.trees)
@@ -189,6 +198,18 @@ def place(path: str, target: str) -> None:
         temporary = "{}.staged-{}".format(path, os.getpid())
         os.symlink(target, temporary)
         os.replace(temporary, path)
+
+
+def _note_places(path: str, places: List[str]) -> None:
+    known: List[str] = []
+    with contextlib.suppress(FileNotFoundError, ValueError), open(path, encoding="utf-8") as file:
+        known = json.load(file)
+    if set(places) <= set(known):
+        return
+    temporary = "{}.{}".format(path, os.getpid())
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(sorted({*known, *places}), file)
+    os.replace(temporary, path)
 
 
 def _look(tree: Tree, verify: bool, waits: Callable[[str], None]) -> Set[int]:
