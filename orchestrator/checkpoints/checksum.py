@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterable, List, Sequence
 
@@ -48,6 +47,9 @@ def sha256_of(path: Path) -> str:
 
 def sha256_of_all(paths: Sequence[Path]) -> Dict[Path, str]:
     """SHA-256 of several files, computed at once."""
+    # Imported where needed: most merges compute none.
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(THREADS) as pool:  # hashlib works without the interpreter's lock
         return dict(zip(paths, pool.map(sha256_of, paths)))
 

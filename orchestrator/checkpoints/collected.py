@@ -22,10 +22,10 @@ import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from orchestrator import __version__
 from orchestrator.checkpoints.catalogue import rank_of_folder
 from orchestrator.checkpoints.checksum import sha256_of
 from orchestrator.errors import Busy, CheckpointError
@@ -151,7 +151,7 @@ class CollectedFolder:
             entry = asdict(file)
             entry["mtime_ns"] = path.stat().st_mtime_ns
             placed.append(CollectedFile(**entry))
-        document["tool"] = f"glm2-orch {version('glm2-orch')}"
+        document["tool"] = f"glm2-orch {__version__}"
         document["steps"][step] = {
             "files": [asdict(file) for file in placed],
             "strategy": {

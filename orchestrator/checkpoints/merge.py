@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+from orchestrator import __version__
 from orchestrator.checkpoints.assemble import WholeTensor
 from orchestrator.checkpoints.catalogue import FORMATS
 from orchestrator.checkpoints.checkpoint import Checkpoint, Reading, open_checkpoint
@@ -249,7 +249,7 @@ def write_manifest(
     ]
     document: Dict[str, object] = {
         "schema": 1,
-        "tool": f"glm2-orch {version('glm2-orch')}",
+        "tool": f"glm2-orch {__version__}",
         "step": str(shards.selection.step or ""),
         "world_size": len(shards.ranks),
         "tensors": len(checkpoint.tensors),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -140,8 +141,7 @@ def steps_shown() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def bytes_shown(doing: str) -> Iterator[Callable[[int, int], None]]:
     """A progress callback ``(bytes done, bytes in all)``: a bar with rate, or lines in a pipe."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
+    if not sys.stderr.isatty():  # and rich, which takes a while to import, is not needed
         last = time.monotonic()
 
         def plain(done: int, total: int) -> None:
@@ -168,6 +168,6 @@ def bytes_shown(doing: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen, transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
