@@ -28,7 +28,8 @@ class Job:
     """Configuration of the worker; None only with ``worker_command``."""
     recipe: str = "auto"
     """How ranks find each other: ``ascend_ranktable``, ``dynamic_cluster``, ``standalone``; or
-    ``auto``: one rank standalone, Ascend by rank table, CPU as a dynamic cluster."""
+    ``auto``: one rank standalone, Ascend by rank table, CPU as a dynamic cluster. Several ranks
+    can be standalone when a ``worker_command`` of their own starts them."""
     scheduler_port: Optional[int] = None
     """Port of MindSpore's scheduler; None: a free one if the host's facts name it, else 8118."""
     env: Mapping[str, str] = field(default_factory=dict)

@@ -90,7 +90,7 @@ def choose_recipe(job: Job, device_target: str, world_size: int) -> str:
             f"recipe ascend_ranktable cannot start ranks on {device_target}: HCCL is Ascend's",
             hint="use --recipe dynamic_cluster",
         )
-    if job.recipe == "standalone" and world_size > 1:
+    if job.recipe == "standalone" and world_size > 1 and not job.worker_command:
         raise PlanError(
             f"recipe standalone is for one rank, but there are {world_size} devices",
             hint="use --recipe auto, or one device by --limit HOST --devices '[0,1)'",

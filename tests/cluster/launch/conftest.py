@@ -100,9 +100,9 @@ def processes_of(run_id: str) -> List[psutil.Process]:
     return found
 
 
-def standin(steps: int = 3) -> Sequence[str]:
-    """Options that make every rank run the stand-in."""
-    return ("--worker-command", f"{sys.executable} {STANDIN} {steps}")
+def standin(steps: int = 3, recipe: str = "standalone") -> Sequence[str]:
+    """Options that make every rank run the stand-in; by itself, without MindSpore's scheduler."""
+    return ("--worker-command", f"{sys.executable} {STANDIN} {steps}", "--recipe", recipe)
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_twelve_hosts_two_mindspore_ranks_and_stand_ins(cli, loopback, free_port
     inventory = cluster.inventory(hosts=hosts)
     done = cli(
         *("launch", "-i", inventory, "--run-id", "twelve", "--env", "STANDIN_MINDSPORE=2"),
-        *("--env", f"STANDIN_PORT={free_port}", *standin(20), "-o", "json", "finetune"),
+        *("--env", f"STANDIN_PORT={free_port}", *standin(20, "auto"), "-o", "json", "finetune"),
         timeout=280,
     )
     assert done.status == 0, done.stderr
@@ -190,7 +190,7 @@ def test_the_rank_table_recipe_with_stand_ins_for_the_device_tools(cli, loopback
     # Both hosts are this machine and have its hostname, which a preflight does not let pass.
     done = cli(
         *("launch", "-i", inventory, "--run-id", "tables", "--skip-preflight"),
-        *(*standin(), "finetune"),
+        *(*standin(recipe="auto"), "finetune"),
     )
     assert done.status == 0, done.stderr
     table = json.loads(cli.run("tables").rank_table.read_text())
@@ -211,7 +211,9 @@ def test_a_nic_that_differs_from_the_inventory_is_named(cli, loopback):
     cluster.add_tool(host, "hccn_tool", HCCN_TOOL.format(last=10))
     declared = ("10.1.0.10", "10.9.9.9")
     ascend = replace(host, device_target="Ascend", device_ips=declared)
-    done = cli("launch", "-i", cluster.inventory(hosts=[ascend]), *standin(), "finetune")
+    done = cli(
+        "launch", "-i", cluster.inventory(hosts=[ascend]), *standin(recipe="auto"), "finetune"
+    )
     assert done.status == 3
     assert "10.9.9.9" in done.stderr
     assert "10.2.0.10" in done.stderr

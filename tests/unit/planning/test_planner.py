@@ -111,6 +111,13 @@ def test_recipes_that_do_not_fit() -> None:
         plan(cpu("10.0.0.1"), job(recipe="standalone"), {})
 
 
+def test_ranks_of_a_command_of_its_own_may_be_on_their_own() -> None:
+    made = plan(cpu("10.0.0.1"), job(recipe="standalone", worker_command=("true",)), {})
+    names = ["10.0.0.1/rank_0", "10.0.0.1/rank_1"]
+    assert sorted(environments(made)) == names
+    assert [environments(made)[name]["RANK_ID"] for name in names] == ["0", "1"]
+
+
 def test_device_ips_come_from_the_hosts() -> None:
     facts = {"n1": reported(1), "n2": reported(2)}
     made = plan(ascend("n[1-2]"), job(), facts)
