@@ -37,7 +37,7 @@ demo: $(VENV)/.worker
 	@$(BIN)/glm2-orch launch --inventory inventories/local.yaml predict \
 	  --load-checkpoint .demo/merged.ckpt --predict-data "$$(printf '[Round 1]\n\n问：类型#上衣*颜色#白色*风格#简约\n\n答：')"
 
-test: $(VENV)/.test sshd chromium lint
+test: $(VENV)/.test sshd chromium cron lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
@@ -56,7 +56,7 @@ format: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m docs.generate
 
-bench: $(VENV)/.test sshd
+bench: $(VENV)/.test sshd peers
 	$(BIN)/python -m benchmarks --out bench.md
 
 loopback-up: $(VENV)/.test sshd
@@ -68,28 +68,29 @@ loopback-down: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The tests start real ssh servers. Where the program is missing and can be installed, install it.
-.PHONY: sshd
-sshd:
-	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo 'installing openssh-server for the tests'; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	      apt-get install -y -qq openssh-server >/dev/null; } || true; \
-	  fi; \
-	  PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null \
-	    || echo 'openssh-server is missing: tests over SSH will be skipped'; }
+# Programs that tests and benchmarks use beside our own: $(call tool,PROGRAM,PACKAGES,without it).
+# Where one is missing and can be installed, install it, and start none of its services.
+define tool
+@PATH="$$PATH:/usr/sbin"; command -v $(1) >/dev/null || { \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo 'installing $(2)'; \
+    { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends $(2) >/dev/null; } || true; \
+  fi; \
+  command -v $(1) >/dev/null || echo '$(1) is missing: $(3)'; }
+endef
 
-# The report is looked at in a real browser; without one those tests are skipped.
-.PHONY: chromium
+.PHONY: sshd chromium cron peers
+sshd:
+	$(call tool,sshd,openssh-server openssh-client,tests over SSH will be skipped)
 chromium:
-	@command -v chromium >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo 'installing chromium for the tests'; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	      apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || true; \
-	  fi; \
-	  command -v chromium >/dev/null || echo 'chromium is missing: tests of the report in a browser will be skipped'; }
+	$(call tool,chromium,chromium fonts-dejavu-core,tests of the report in a browser will be skipped)
+cron:
+	$(call tool,cron,cron,the test of schedules with a real cron will be skipped)
+peers:
+	$(call tool,pdsh,pdsh,it does not take part)
+	$(call tool,clush,clustershell,it does not take part)
+	$(call tool,rsync,rsync,it does not take part)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and "Python 3.9 or newer is needed; name one: make PYTHON=python3.11 ...")'
