@@ -60,8 +60,6 @@ def diagnose(run: str, signatures: Tuple[str, ...], whole: bool, output: str) ->
     if well and paths is not None and status is not None:
         say(f"run {paths.run_id} {_WELL[status]}")
     elif not answer.found:
-        if output == "json":
-            raise SystemExit(PartialFailure.exit_status)
         raise PartialFailure(
             "no cause was found in the logs",
             hint="if a log shows it, teach it: glm2-orch diagnose --signatures FILE",

@@ -100,7 +100,8 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
         say(shown.getvalue().rstrip("\n"))
         status = error.exit_code
     except OrchError as error:
-        _show(error, as_json=meta.get("glm2.output", "table") != "table")
+        wants_json = meta.get("glm2.output", "table") != "table"
+        _show(error, as_json=wants_json and "glm2.printed" not in meta)
         status = error.exit_status
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

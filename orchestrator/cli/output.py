@@ -54,7 +54,13 @@ def output_option(*formats: str) -> Callable[[F], F]:
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """One JSON object with ``schema`` first; control characters cannot reach the terminal."""
+    """One JSON object with ``schema`` first; control characters cannot reach the terminal.
+
+    It is the only one on stdout: an error behind it is told on stderr.
+    """
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.find_root().meta["glm2.printed"] = True
     click.echo(json_text({"schema": 1, **data}, indent=2))
 
 

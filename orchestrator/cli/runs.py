@@ -87,8 +87,6 @@ def prune(
     _print(output, removed, failed, dry_run=False)
     say(f"removed {_counted(len(removed))}")
     if failed:
-        if output == "json":
-            raise SystemExit(PartialFailure.exit_status)
         raise PartialFailure(
             f"{_counted(len(failed))} could not be removed",
             hint="repeat the command when the hosts answer, or leave --hosts out",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.engine.launch import OpenRun
     from orchestrator.inventory import Inventory
     from orchestrator.job import Job
+    from orchestrator.planning.facts import HostFacts
     from orchestrator.planning.plan import Plan
     from orchestrator.runs.layout import RunPaths, RunStore
     from orchestrator.runs.lease import Lease
@@ -64,12 +65,12 @@ def started(
     held: Optional[Lease] = None
     try:
         while True:
-            plan = _planned(wanted, transports, until)
+            plan, facts = _planned(wanted, transports, until)
             say_notes(plan)
             if paths is None:
                 confirm(plan)
                 paths = store.create(plan.run_id)
-            run = open_run(paths, wanted.inventory, plan, transports)
+            run = open_run(paths, wanted.inventory, plan, transports, facts)
             held = held or lease.acquire(paths.lock, "launch")
             run = run.controlled_by(held)
             say(f"run {plan.run_id}: {ranks_on_hosts(plan)}")
@@ -107,7 +108,9 @@ def ranks_on_hosts(plan: Plan) -> str:
     return f"{ranks} on {len(plan.hosts)} host" + ("s" if len(plan.hosts) != 1 else "")
 
 
-def _planned(wanted: Wanted, transports: Mapping[str, Transport], until: float) -> Plan:
+def _planned(
+    wanted: Wanted, transports: Mapping[str, Transport], until: float
+) -> Tuple[Plan, Mapping[str, HostFacts]]:
     """Wait for the devices, if we may; then facts, and the plan."""
     from orchestrator.cli import request as requests
     from orchestrator.engine.waiting import wait_for_devices
@@ -119,9 +122,8 @@ def _planned(wanted: Wanted, transports: Mapping[str, Transport], until: float) 
         left = None if until == math.inf else max(0.0, until - time.monotonic())
         wait_for_devices(hosts, chosen, left, say)
     ask = requests.facts_checked if wanted.preflight else requests.facts_unchecked
-    return plan(
-        wanted.inventory, wanted.job, ask(wanted.inventory, wanted.job, chosen), wanted.notes
-    )
+    facts = ask(wanted.inventory, wanted.job, chosen)
+    return plan(wanted.inventory, wanted.job, facts, wanted.notes), facts
 
 
 def _is_busy(error: OrchError) -> bool:

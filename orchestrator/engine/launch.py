@@ -26,6 +26,7 @@ from orchestrator.engine.rules import rules_of
 from orchestrator.engine.supervisor import Supervisor
 from orchestrator.inventory import Inventory
 from orchestrator.notifications.announcer import Announcer, notify_file, save_receivers
+from orchestrator.planning.facts import HostFacts, alike
 from orchestrator.planning.plan import HostPlan, Plan
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.layout import RunPaths
@@ -64,10 +65,15 @@ class OpenRun:
 
 
 def open_run(
-    paths: RunPaths, inventory: Inventory, plan: Plan, transports: Mapping[str, Transport]
+    paths: RunPaths,
+    inventory: Inventory,
+    plan: Plan,
+    transports: Mapping[str, Transport],
+    facts: Mapping[str, HostFacts],
 ) -> OpenRun:
     """Step 3: the run exists from here on, and ``status`` shows it. ``paths`` is the folder made
-    for it (``RunStore.create``), or that of an attempt that was undone."""
+    for it (``RunStore.create``), or that of an attempt that was undone. The versions among the
+    ``facts`` of the hosts are journaled."""
     paths.plan.write_text(plan.to_json(), encoding="utf-8")
     planned = {host.host for host in plan.hosts}
     save_hosts(paths.hosts_file, [host for host in inventory.hosts if host.name in planned])
@@ -90,6 +96,7 @@ def open_run(
             for host in plan.hosts
         ],
     )
+    journal.append("versions", groups=alike({n: f for n, f in facts.items() if n in planned}))
     return OpenRun(paths, journal, plan, {name: transports[name] for name in planned})
 
 

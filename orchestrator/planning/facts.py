@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Mapping, Optional, Tuple, Type, TypeVar, cast
+from typing import Dict, List, Mapping, Optional, Tuple, Type, TypeVar, cast
 
 from orchestrator.errors import HostNotReady
 from orchestrator.problems import shown
@@ -53,6 +53,23 @@ class HostFacts:
     user: Optional[str] = None
     boot_id: Optional[str] = None
     cpu_count: Optional[int] = None
+
+
+VERSIONS = ("driver", "firmware", "cann", "mindspore", "python")
+
+
+def alike(facts: Mapping[str, HostFacts]) -> List[Dict[str, object]]:
+    """Hosts that have the same software, the largest group first: ``hosts`` and, by the names of
+    ``VERSIONS``, what they have; None is not known.
+
+    >>> alike({"a": HostFacts(python="3.9.2"), "b": HostFacts(python="3.9.2")})[0]["hosts"]
+    ['a', 'b']
+    """
+    groups: Dict[Tuple[Optional[str], ...], List[str]] = {}
+    for name, known in facts.items():
+        groups.setdefault(tuple(getattr(known, key) for key in VERSIONS), []).append(name)
+    largest_first = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [{"hosts": hosts, **dict(zip(VERSIONS, have))} for have, hosts in largest_first]
 
 
 def parse_facts(data: object, *, host: str = "") -> HostFacts:

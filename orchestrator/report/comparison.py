@@ -6,8 +6,9 @@ import difflib
 from typing import Any, Dict, List, Optional
 
 from orchestrator.logs.text import printable
+from orchestrator.planning.facts import VERSIONS
 from orchestrator.report.charts import curve_charts
-from orchestrator.report.gathering import Gathered, environment, planned_text
+from orchestrator.report.gathering import Gathered, environment, planned_text, software
 from orchestrator.report.story import TONES, figures, subtitle
 from orchestrator.report.summary import summarise
 
@@ -84,7 +85,8 @@ def _settings(run: Gathered) -> Dict[str, str]:
         "recipe": plan.recipe,
         "ranks": str(plan.world_size),
         "hosts": ", ".join(host.host for host in plan.hosts),
-        "python": ", ".join(sorted({host.python for host in plan.hosts})),
+        **{name: _versions(run, name) for name in VERSIONS},
+        "interpreter": ", ".join(sorted({host.python for host in plan.hosts})),
         "command": " ".join(words),
         **{
             name: text.replace(own, "<run>") if own else text
@@ -92,6 +94,10 @@ def _settings(run: Gathered) -> Dict[str, str]:
             if name not in _OWN
         },
     }
+
+
+def _versions(run: Gathered, name: str) -> str:
+    return ", ".join(sorted({versions.get(name, "–") for _, versions in software(run)}))
 
 
 def _job_diff(a: Gathered, b: Gathered) -> List[Dict[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from orchestrator.errors import OrchError
+from orchestrator.planning.facts import VERSIONS
 from orchestrator.planning.plan import Plan, PlannedProcess, plan_from_json
 from orchestrator.report.curves import RankHistory, read_history
 from orchestrator.report.reading import RunReader, Snapshot
@@ -87,6 +88,19 @@ def environment(plan: Plan) -> Tuple[Dict[str, str], Dict[str, str]]:
         else:
             differing[name] = f"{own[0]} … {own[-1]}" if len(own) == len(ranks) else "some ranks"
     return common, differing
+
+
+def software(run: Gathered) -> List[Tuple[Tuple[str, ...], Dict[str, str]]]:
+    """Hosts that had the same versions when the run was launched, and those of these that are
+    known; the largest group first. Empty for a run that never came so far."""
+    said = [event for event in run.shot.events if event.get("event") == "versions"]
+    return [
+        (
+            tuple(map(str, group["hosts"])),
+            {name: str(group[name]) for name in VERSIONS if group.get(name) is not None},
+        )
+        for group in (said[-1]["groups"] if said else ())
+    ]
 
 
 def planned_text(plan: Plan, path: str) -> Optional[str]:

@@ -7,11 +7,13 @@ from datetime import datetime
 from statistics import median
 from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
+from orchestrator.inventory.patterns import fold
 from orchestrator.logs.ranks import format_ranks
 from orchestrator.logs.text import printable
+from orchestrator.planning.facts import VERSIONS
 from orchestrator.report.charts import curve_charts, lane_chart, rank_chart
 from orchestrator.report.curves import RankHistory, typical
-from orchestrator.report.gathering import Gathered, environment, planned_text
+from orchestrator.report.gathering import Gathered, environment, planned_text, software
 from orchestrator.report.hosts import whole
 from orchestrator.report.summary import Summary, summarise
 from orchestrator.report.timeline import Moment, timeline
@@ -29,6 +31,7 @@ TONES = {
 }
 _SIGNS = {"plain": "·", "good": "✓", "warn": "!", "bad": "✗"}
 _MOST_TEXT = 40_000
+_SOFTWARE = {"cann": "CANN", "mindspore": "MindSpore", "python": "Python"}
 
 
 def report_values(run: Gathered, now: float) -> Values:
@@ -61,6 +64,7 @@ def report_values(run: Gathered, now: float) -> Values:
         "phases": phases,
         "moments": _moments(moments, left_out, state.created),
         "hosts": _hosts(run, slow),
+        "software": _software(run),
         "plan": _plan(run),
         "job": _job(run),
         "environment": [(printable(name), printable(text)) for name, text in common.items()],
@@ -272,6 +276,18 @@ def _ended(ranks: List[ProcessState]) -> Tuple[str, str]:
     return text, "good" if good else "plain"
 
 
+def _software(run: Gathered) -> Values:
+    """Which software is known at all, and a row of how many hosts, which, and what they have."""
+    groups = software(run)
+    names = [name for name in VERSIONS if any(name in versions for _, versions in groups)]
+    rows = []
+    for hosts, versions in groups:
+        count = f"{len(hosts)} host{'s' * (len(hosts) != 1)}"
+        texts = [printable(versions.get(name, "–")) for name in names]
+        rows.append((count, printable(", ".join(fold(hosts))), texts))
+    return {"names": [_SOFTWARE.get(name, name) for name in names], "rows": rows}
+
+
 def _plan(run: Gathered) -> List[Tuple[str, str]]:
     plan = run.plan
     if plan is None:
@@ -305,6 +321,8 @@ def _saves(histories: Tuple[RankHistory, ...]) -> str:
         return ""
     saving = sum(bool(history.saves) for history in histories)
     last = max(steps)
+    if len(steps) == 1:
+        return f"saved once by {saving} ranks, after step {last:,}"
     return f"saved {len(steps)} times by {saving} ranks, the last time after step {last:,}"
 
 

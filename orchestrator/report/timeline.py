@@ -118,7 +118,7 @@ class _Fields(Dict[str, str]):
 def _controller_event(event: Event, into: _Merging) -> None:
     kind, wall = str(event.get("event")), _wall(event)
     host = str(event.get("host") or "")
-    if wall is None:
+    if wall is None or kind == "versions":  # a section of its own
         return
     if kind == "host":
         text = {"sent": "files sent", "armed": "supervisor armed", "started": "ranks started"}

@@ -6,9 +6,11 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from platform import python_version
 
 import pytest
 
+from orchestrator.runs.journal import read_events
 from tests.cluster.launch.conftest import processes_of, standin
 from tests.cluster.sshd import wait_until
 
@@ -35,6 +37,9 @@ def test_success_leaves_logs_metrics_and_a_true_state(cli, two_hosts):
         "rank_0 | rank 0 step 2 损失",
         "rank_3 | rank 3 step 2 损失",
     ]
+    (versions,) = [e for e in read_events(cli.run("good").journal) if e["event"] == "versions"]
+    (alike,) = versions["groups"]
+    assert (alike["hosts"], alike["python"]) == (["127.0.1.1", "127.0.1.2"], python_version())
     for host in two_hosts.hosts:
         raw = host.workdir + "/runs/good/journal.jsonl"
         with open(raw, "rb") as stream:

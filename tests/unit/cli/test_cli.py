@@ -145,3 +145,19 @@ def test_a_folder_here_that_cannot_be_written(tmp_path, monkeypatch, capsys, wor
     talk = capsys.readouterr().err
     assert said in talk
     assert "internal error" not in talk
+
+
+def test_json_is_one_object_also_when_an_error_follows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GLM2_ORCH_HOME", str(tmp_path / "home"))
+    (tmp_path / "file").write_text("x")
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(
+        "hosts: localhost\ndefaults: {connection: local, device_target: CPU, devices: [0], "
+        f"workdir: /proc/nowhere}}\njob: {{stage: ['{tmp_path}/file']}}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["stage", "-i", str(inventory), "--json"])
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["failed"] == ["localhost"]
+    assert "error: localhost: cannot write below /proc/nowhere" in shown.err
+    assert ended.value.code == 4

@@ -94,6 +94,14 @@ def made_plan(run_id: str, names: List[str], ranks: List[List[int]]) -> Plan:
     )
 
 
+def software(names: List[str]) -> List[Dict[str, Any]]:
+    """The last host has an older driver, and does not know its firmware."""
+    alike = {"cann": "7.0.0", "mindspore": "2.10.0", "python": "3.9.18"}
+    newer = {"hosts": names[:-1], "driver": "23.0.3", "firmware": "7.1.0.5.220", **alike}
+    older = {"hosts": names[-1:], "driver": "22.0.4", "firmware": None, **alike}
+    return [newer, older] if names[:-1] else [older]
+
+
 def _journal(
     paths: RunPaths,
     names: List[str],
@@ -116,7 +124,10 @@ def _journal(
             for name, own in zip(names, ranks)
         ],
     }
-    events: List[Dict[str, Any]] = [launch]
+    events: List[Dict[str, Any]] = [
+        launch,
+        {"wall": START, "event": "versions", "groups": software(names)},
+    ]
     for state in ("sent", "armed", "started"):
         events += [{"wall": START + 1, "event": "host", "host": n, "state": state} for n in names]
     events.append({"wall": START + 2, "event": "running"})

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli.main import cli, main
+from orchestrator.planning.facts import VERSIONS
 from orchestrator.report.gathering import gather
 from orchestrator.report.page import comparison_page, embedded, report_page
 from tests.unit.report.made_run import START, made_run
@@ -89,7 +90,7 @@ def test_what_a_failed_run_shows(tmp_path):
         "recipe ascend_ranktable",
         "192.168.0.12 stands in for 192.168.0.7",
         "learning_rate: 5.0e-5",
-        "saved 1 times by 96 ranks, the last time after step 200",
+        "saved once by 96 ranks, after step 200",
         "HCCL_CONNECT_TIMEOUT 600",
         "RANK_ID 0 … 95",
         "HUB_TOKEN (hidden)",
@@ -104,6 +105,13 @@ def test_what_a_failed_run_shows(tmp_path):
     assert [rank for rank, slow in zip(page.data["ranks"]["ranks"], page.data["ranks"]["slow"])
             if slow] == list(range(24, 32))  # fmt: skip
     assert len(page.data["lanes"]["lanes"]) == 12
+
+
+def test_hosts_with_the_same_software_are_one_row(tmp_path):
+    page = page_of(tmp_path)
+    assert "not all hosts have the same" in page.text
+    assert "11 hosts 192.168.0.[0-10] 23.0.3 7.1.0.5.220 7.0.0 2.10.0 3.9.18" in page.text
+    assert "1 host 192.168.0.11 22.0.4 – 7.0.0 2.10.0 3.9.18" in page.text
 
 
 def test_where_the_logs_tell_nothing_the_journal_does(tmp_path):
@@ -159,6 +167,9 @@ def test_nothing_hostile_becomes_markup(tmp_path):
     with paths.metrics("rank_0").open("a") as stream:
         stream.write(json.dumps({"result": {HOSTILE: HOSTILE}, "wall": 1.0}) + "\n")
         stream.write(json.dumps({"phase": HOSTILE, "wall": START + 50}) + "\n")
+    versions = {"hosts": names, **dict.fromkeys(VERSIONS, HOSTILE)}
+    with paths.journal.open("a") as stream:
+        stream.write(json.dumps({"event": "versions", "groups": [versions], "wall": START}) + "\n")
     innocent = page_of(tmp_path / "other", hosts=2, per_host=2, failed_rank=1, ended="failed")
     text = report_page(gather(paths, cause), START + 500, "1.0")
     page = Page(text)
