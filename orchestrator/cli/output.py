@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def output_option(*formats: str) -> Callable[[F], F]:
     """``-o/--output``, and ``--json`` for short. The command gets ``output: str``."""
     choices = formats or ("table", "json")
+    short = "json" if "json" in choices else "jsonl"
 
     def remember(ctx: click.Context, _param: click.Parameter, value: str) -> str:
         ctx.find_root().meta["glm2.output"] = value
@@ -29,7 +30,7 @@ def output_option(*formats: str) -> Callable[[F], F]:
 
     def shorthand(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
-            ctx.find_root().meta["glm2.output"] = ctx.params["output"] = "json"
+            ctx.find_root().meta["glm2.output"] = ctx.params["output"] = short
 
     def decorate(function: F) -> F:
         function = click.option(
@@ -37,7 +38,7 @@ def output_option(*formats: str) -> Callable[[F], F]:
             is_flag=True,
             expose_value=False,
             callback=shorthand,
-            help="Short for -o json.",
+            help=f"Short for -o {short}.",
         )(function)
         return click.option(
             "-o",

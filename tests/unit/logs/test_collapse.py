@@ -111,5 +111,6 @@ def test_the_command(tmp_path, monkeypatch):
     assert answer.output == "[0-11] 10:00:00 start\n[5] 10:00:01 slow\n"
     answer = CliRunner().invoke(cli, ["logs", "-f", "--collapse", "-n", "1", "--rank", "0-1"])
     assert answer.output == "[0] 10:01:00 rank 0\n[1] 10:01:00 rank 1\n"
-    answer = CliRunner().invoke(cli, ["logs", "--collapse", "--rank", "3", "-o", "jsonl"])
-    assert answer.output.startswith('{"processes": ["rank_3"], "line": "10:00:03 start"}\n')
+    for form in (["-o", "jsonl"], ["--json"]):
+        answer = CliRunner().invoke(cli, ["logs", "--collapse", "--rank", "3", *form])
+        assert answer.output.startswith('{"processes": ["rank_3"], "line": "10:00:03 start"}\n')
