@@ -41,7 +41,7 @@ def prune(
             }
         )
     elif trees:
-        _table(trees, dry_run)
+        show_trees(trees, dry_run=dry_run)
     what = f"{len(old)} of {len(trees)} trees on {len(outcomes)} hosts"
     done = "would be removed" if dry_run else "removed"
     say(f"{what} {done}: {sum(tree.bytes for tree in old):,} bytes")
@@ -49,7 +49,8 @@ def prune(
         raise one_error("not all could be removed", errors)
 
 
-def _table(trees: Sequence[StagedTree], dry_run: bool) -> None:
+def show_trees(trees: Sequence[StagedTree], *, dry_run: bool) -> None:
+    """A table of what is, or was, on the hosts."""
     from rich.table import Table
 
     from orchestrator.logs.text import printable

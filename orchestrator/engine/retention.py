@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -15,6 +16,7 @@ from orchestrator.transport.pool import Outcome
 
 _SECONDS = 900.0
 """For a host to remove terabytes."""
+_YEAR_9000 = 221_845_392_000.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def old_trees(
         try:
             said = json.loads(done.stdout.decode("utf-8").splitlines()[-1])
             return tuple(_tree(host.name, one) for one in said["trees"])
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [str(error)])[-1]
             raise HostNotReady(
                 f"it does not say what is staged there: {last}",
@@ -76,11 +78,13 @@ def _program(request: Mapping[str, Any]) -> bytes:
 
 
 def _tree(host: str, said: Mapping[str, Any]) -> StagedTree:
+    """Raises ValueError, LookupError or TypeError for what no host of ours says."""
     texts = [said[key] for key in ("kept", "error")]
-    return StagedTree(
-        host,
-        str(said["digest"]),
-        int(said["bytes"]),
-        float(said["used"]),
-        *(None if text is None else str(text) for text in texts),
-    )
+    used = float(said["used"])
+    if re.fullmatch("[0-9a-f]{64}", said["digest"]) is None or not 0 <= used < _YEAR_9000:
+        raise ValueError(f"it names a tree {said['digest']!r} that was used at {used}")
+    size = said["bytes"]
+    if not isinstance(size, int):
+        raise TypeError(f"a size of {size!r}")
+    shown = (None if text is None else str(text) for text in texts)
+    return StagedTree(host, said["digest"], size, used, *shown)

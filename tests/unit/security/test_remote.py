@@ -7,6 +7,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cli.status import state_record
+from orchestrator.cli.unstage import show_trees
 from orchestrator.engine.catalogue import Source, list_checkpoints
 from orchestrator.engine.mirror import Mirror
 from orchestrator.engine.reader import HostRun, Reader
+from orchestrator.engine.retention import old_trees
 from orchestrator.engine.supervisor import Supervisor
 from orchestrator.errors import OrchError, TransportError
 from orchestrator.logs.text import printable
@@ -55,6 +58,19 @@ def test_any_answer_of_a_supervisor_is_an_answer_or_one_of_our_errors(value, sta
         supervisor = Supervisor(liar, "python3", "/w/runs/r")  # type: ignore[arg-type]
         with suppress(OrchError):
             assert isinstance(supervisor.status(), dict)
+
+
+@given(json_values, st.sampled_from(["digest", "bytes", "used", "kept", "error", "trees"]))
+@SLOW_IS_FINE
+def test_any_list_of_staged_trees_can_be_shown(value, key):
+    honest = {"digest": "a" * 64, "bytes": 1, "used": 1.0, "kept": None, "error": None}
+    answer = {"trees": value} if key == "trees" else {"trees": [{**honest, key: value}]}
+    liar: Any = Lying(json.dumps(answer).encode())
+    host: Any = SimpleNamespace(name="liar", workdir="/w", python="python3", shared_workdir=None)
+    [outcome] = old_trees([host], {"liar": liar}, [], 1.0, remove=False)
+    assert outcome.value is not None or isinstance(outcome.error, OrchError)
+    if outcome.value:
+        show_trees(outcome.value, dry_run=True)
 
 
 @pytest.mark.parametrize(
