@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict
 
@@ -57,11 +59,24 @@ def job(files: Path, **more: object) -> Dict[str, object]:
     }
 
 
+def without_scheduler(folder: Path) -> Path:
+    """This Python, but for MindSpore's scheduler: the stand-in has no use for one, which would
+    only be waited for at the end."""
+    program = folder / "python"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1 $2 $3" = "-m glm2 scheduler" ] && exit 0\nexec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
 def test_the_guides_yaml_runs_as_it_is(
     cli: Cli, loopback: Callable[..., Loopback], files: Path
 ) -> None:
     cluster = loopback(2)
-    inventory = cluster.inventory(job=job(files))
+    python = without_scheduler(files)
+    hosts = [replace(host, python=str(python)) for host in cluster.hosts]
+    inventory = cluster.inventory(hosts=hosts, job=job(files))
     done = cli("launch", "-i", inventory, "finetune", "--yes")
     assert done.status == 0, done.stderr
     run_id = cli.run().run_id
