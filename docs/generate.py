@@ -6,20 +6,16 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import dataclasses
-import inspect
 import sys
-import textwrap
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 from unittest.mock import patch
 
 import click
 
 import glm2.__main__ as worker
-from glm2 import config as model_config
-from glm2 import dataset_section, settings, yaml_source
+from docs.markdown import code_of, field_docs, paragraphs, table
+from docs.worker_yaml import worker_yaml
 from orchestrator import errors, job, recovery_options, stage_options, watch_options
 from orchestrator.cli.main import cli
 from orchestrator.inventory import model, notify, read
@@ -38,7 +34,7 @@ def pages() -> Dict[str, str]:
         "worker-commands.md": _worker_commands(),
         "exit-statuses.md": _statuses(),
         "inventory.md": _inventory(),
-        "worker-yaml.md": _worker_yaml(),
+        "worker-yaml.md": worker_yaml(),
         "run-files.md": _run_files(),
     }
     return {name: "\n".join([_MADE, *lines]).rstrip() + "\n" for name, lines in made.items()}
@@ -59,7 +55,7 @@ def leaves(group: click.Group, words: Tuple[str, ...]) -> Iterator[Tuple[str, cl
 
 
 def _commands() -> List[str]:
-    lines = ["# Commands of glm2-orch", "", _paragraphs(cli.help or ""), ""]
+    lines = ["# Commands of glm2-orch", "", paragraphs(cli.help or ""), ""]
     shown = [(name, one) for name, one in leaves(cli, ("glm2-orch",)) if not one.hidden]
     for name, command in shown:
         lines += [f"## {name}", "", *_command(name, command)]
@@ -69,13 +65,13 @@ def _commands() -> List[str]:
 def _command(name: str, command: click.Command) -> List[str]:
     context = click.Context(command, info_name=name)
     lines = ["```", f"{name} {' '.join(command.collect_usage_pieces(context))}", "```", ""]
-    lines += [_paragraphs(command.help or ""), ""]
+    lines += [paragraphs(command.help or ""), ""]
     rows = []
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if isinstance(parameter, click.Option) and record is not None:
             rows.append((f"`{record[0]}`", record[1]))
-    return lines + _table(("option", "meaning"), rows)
+    return lines + table(("option", "meaning"), rows)
 
 
 def _worker_commands() -> List[str]:
@@ -96,7 +92,7 @@ def _worker_commands() -> List[str]:
             names = ", ".join(action.option_strings)
             needed = "; required" if action.required else ""
             rows.append((f"`{names} {value or ''}".strip() + "`", (action.help or "") + needed))
-        lines += _table(("option", "meaning"), rows)
+        lines += table(("option", "meaning"), rows)
     return lines
 
 
@@ -134,7 +130,7 @@ def _statuses() -> List[str]:
         ("141", "", "the reader of the output has gone"),
     ]
     rows.sort(key=lambda row: int(row[0].split(",")[0]))
-    lines += _table(("status", "code", "meaning"), rows)
+    lines += table(("status", "code", "meaning"), rows)
     lines += [
         "When several hosts failed, the error of each is told, and the status is that of the",
         "gravest: a host that is not ready or not reached counts before one that is busy.",
@@ -175,7 +171,7 @@ def _inventory() -> List[str]:
         "",
         "## At the top",
         "",
-        *_table(("key", "meaning"), [(f"`{key}`", _TOP[key]) for key in read._TOP]),
+        *table(("key", "meaning"), [(f"`{key}`", _TOP[key]) for key in read._TOP]),
         "## Settings of hosts",
         "",
         "In `defaults`, in a group, and below a host's name in `hosts`.",
@@ -184,22 +180,22 @@ def _inventory() -> List[str]:
     about = {**field_docs(model.Host), **_HOST}
     rows = [(f"`{key}`", about.get(key, "")) for key in host_settings.SETTINGS]
     rows += [("`ssh`", "see below"), ("`env`", "variables of every rank on the host")]
-    lines += _table(("key", "meaning"), rows)
+    lines += table(("key", "meaning"), rows)
     lines += ["## ssh", ""]
     rows = [(f"`{key}`", _SSH.get(key, "")) for key in host_settings._SSH]
-    lines += _table(("key", "meaning"), rows)
+    lines += table(("key", "meaning"), rows)
     lines += ["## job", "", "Defaults of `launch`, `plan` and `preflight`.", ""]
     about = {**field_docs(job.Job), **_JOB}
-    lines += _table(("key", "meaning"), [(f"`{key}`", about.get(key, "")) for key in KEYS])
+    lines += table(("key", "meaning"), [(f"`{key}`", about.get(key, "")) for key in KEYS])
     lines += ["## job.watch", "", "Also `--watch KEY=VALUE`. Times in seconds.", ""]
     about = {**watch_options.DECISIONS, **watch_options.SECONDS}
-    lines += _table(("key", "meaning"), [(f"`{key}`", text) for key, text in about.items()])
+    lines += table(("key", "meaning"), [(f"`{key}`", text) for key, text in about.items()])
     lines += ["## job.recovery", "", "Also `--recover KEY=VALUE`.", ""]
     recovery = recovery_options.KEYS.items()
-    lines += _table(("key", "meaning"), [(f"`{key}`", text) for key, text in recovery])
-    lines += ["## job.stage", "", _code(stage_options), ""]
+    lines += table(("key", "meaning"), [(f"`{key}`", text) for key, text in recovery])
+    lines += ["## job.stage", "", code_of(stage_options), ""]
     lines += ["## notify", "", "A list; each item is one receiver.", ""]
-    lines += _table(("key", "meaning"), [(f"`{key}`", _NOTIFY[key]) for key in notify._KEYS])
+    lines += table(("key", "meaning"), [(f"`{key}`", _NOTIFY[key]) for key in notify._KEYS])
     return lines
 
 
@@ -254,148 +250,6 @@ _NOTIFY = {
 }
 
 
-# The worker's YAML
-
-
-def _worker_yaml() -> List[str]:
-    lines = [
-        "# Keys of the worker's YAML",
-        "",
-        "The keys of the guide's files. One that is not listed is an error with its line; one that",
-        "has no effect here is named in a warning. `python -m glm2 check --config FILE` judges a",
-        "file; `--set KEY=VALUE` sets one key.",
-        "",
-    ]
-    taken, ignored = _trace()
-    rows = [
-        (f"`{key}`", kind, "" if default is None else f"`{default}`", _meaning(key))
-        for key, (kind, default) in sorted(taken.items())
-    ]
-    lines += _table(("key", "kind", "default", "meaning"), rows)
-    lines += ["## Accepted without effect", "", ", ".join(f"`{key}`" for key in sorted(ignored))]
-    return lines
-
-
-def _trace() -> Tuple[Dict[str, Tuple[str, Any]], List[str]]:
-    """Keys that reading a configuration asks for, with kind and default; keys it ignores."""
-    taken: Dict[str, Tuple[str, Any]] = {}
-    ignored: List[str] = []
-    real_take, real_ignore = yaml_source.Section.take, yaml_source.Section.ignore
-
-    def name(section: Any, key: str) -> str:
-        parts = ["[]" if part.isdigit() else part for part in section.name(key).split(".")]
-        return ".".join(parts).replace(".[]", "[]")
-
-    def take(
-        section: Any, key: str, kind: type, default: Any = yaml_source._REQUIRED
-    ) -> Any:  # the reader's own signature
-        needed = default is yaml_source._REQUIRED
-        if kind is not list or default:
-            shown = "required" if needed else default if default != "" else None
-            taken.setdefault(name(section, key), (kind.__name__, shown))
-        return real_take(section, key, kind, default)
-
-    def ignore(section: Any, *keys: str) -> None:
-        ignored.extend(name(section, key) for key in keys)
-        real_ignore(section, *keys)
-
-    with (
-        patch.object(yaml_source.Section, "take", take),
-        patch.object(yaml_source.Section, "ignore", ignore),
-    ):
-        # First those of training: the defaults shown are theirs.
-        for path in sorted(
-            settings.CONFIGS.glob("*.yaml"), key=lambda p: not p.stem.startswith("run_")
-        ):
-            settings.load_settings(path)
-    return taken, sorted(set(ignored) - set(taken))
-
-
-_FIELDS: Sequence[Tuple[str, type]] = (
-    ("model.model_config.pet_config.", model_config.LoraConfig),
-    ("model.model_config.", model_config.ModelConfig),
-    ("train_dataset.", dataset_section.Dataset),
-    ("eval_dataset.", dataset_section.Dataset),
-    ("context.", settings.Device),
-    ("optimizer.", settings.Optimizer),
-    ("lr_schedule.", settings.Schedule),
-    ("runner_wrapper.scale_sense.", settings.LossScale),
-    ("parallel_config.", settings.Parallel),
-    ("", settings.Settings),
-)
-_NAMES = {"device_target": "target", "device_id": "id", "max_device_memory": "max_memory",
-          "runtime_num_threads": "threads", "lr_end": "end", "loss_scale_value": "initial",
-          "scale_factor": "factor", "scale_window": "window", "dataset_dir": "file",
-          "vocab_file": "tokenizer", "gradient_aggregation_group": "gradient_groups",
-          "resume_training": "resume", "gradient_accumulation_steps": "accumulation"}  # fmt: skip
-_KEYS = {
-    "callbacks[].type": "`CheckpointMointor` (the guide's spelling) or `MFLossMonitor`; others "
-    "have no effect",
-    "callbacks[].prefix": "first part of the checkpoints' names",
-    "callbacks[].save_checkpoint_steps": "save after so many steps, and always at the end",
-    "callbacks[].keep_checkpoint_max": "newest files of each rank that are kept",
-    "context.mode": "0: graph mode; nothing else is accepted",
-    "load_checkpoint": "weights to start from",
-    "lr_schedule.learning_rate": "the highest one",
-    "lr_schedule.warmup_steps": "steps until it is reached",
-    "output_dir": "where checkpoints go; `launch` decides it for its ranks",
-    "parallel.enable_parallel_optimizer": "data ranks share the optimizer's state",
-    "parallel.strategy_ckpt_config.only_trainable_params": "with LoRA: checkpoints hold the "
-    "adapters alone",
-    "parallel_config.micro_batch_num": "batches whose gradients make one step",
-    "parallel_config.pipeline_stage": "1: nothing else is supported",
-    "run_mode": ", ".join(f"`{mode}`" for mode in settings.RUN_MODES),
-    "runner_config.batch_size": "rows of each rank in a step; before that of the dataset",
-    "runner_config.epochs": "passes over the dataset",
-    "runner_wrapper.max_grad_norm": "global norm that gradients are clipped to",
-    "runner_wrapper.use_clip_grad": "False: not clipped",
-    "seed": "of weights, order of rows and dropout",
-    "infer.prefill_model_path": "where `export` writes the graph that reads a prompt",
-    "infer.increment_model_path": "where it writes the graph that reads one more token",
-    "infer.infer_seq_length": "must be the model's `seq_length`",
-}
-_LAST = {
-    **dict.fromkeys(
-        (
-            "auto_trans_ckpt",
-            "auto_tune",
-            "layer_scale",
-            "lr_scale",
-            "profile",
-            "only_save_strategy",
-        ),
-        "True is refused: glm2 has none of it",
-    ),
-    "micro_batch_interleave_num": "1: nothing else is supported",
-    "expert_parallel": "1: glm2 has no experts",
-    "type": "the guide's class name; nothing else is accepted",
-    "phase": "accepted; the section's name decides",
-    "version": "2, the row format of ChatGLM2",
-    "repeat": "1; use `runner_config.epochs`",
-    "origin_columns": "the two columns of AdvertiseGen",
-    "shuffle": "another order of rows in each epoch",
-    "seed": "of the order of rows",
-    "ignore_pad_token_for_loss": "False: padding is learned, too",
-    "beta1": "of AdamW",
-    "beta2": "of AdamW",
-    "eps": "of AdamW",
-    "weight_decay": "of AdamW; norms and biases are not decayed",
-    "power": "of the polynomial decay",
-    "lr_end": "the rate at the end of the decay",
-}
-
-
-def _meaning(key: str) -> str:
-    if key in _KEYS:
-        return _KEYS[key]
-    last = key.rpartition(".")[2]
-    for prefix, kind in _FIELDS:
-        if key.startswith(prefix):
-            docs = field_docs(kind)
-            return docs.get(_NAMES.get(last, last), docs.get(last, _LAST.get(last, "")))
-    return ""
-
-
 # Files of a run
 
 
@@ -406,63 +260,13 @@ def _run_files() -> List[str]:
         "On the controller, below `$GLM2_ORCH_HOME` (default: the platform's state folder), "
         "`runs/<run id>/`:",
         "",
-        _code(layout),
+        code_of(layout),
         "",
         "The copies are exact prefixes of the files on the hosts: their length is the offset from",
         "which a cut stream goes on. `plan.json` holds everything that is sent. `checkpoints/` has",
         "a `manifest.json` and, written last, `COMPLETE`.",
         "",
         "On a host: [contract 2](../contracts.md#2-the-run-folder-on-a-host).",
-    ]
-
-
-# Parts
-
-
-def field_docs(kind: type) -> Mapping[str, str]:
-    """The texts that stand below the fields of a dataclass."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    names = {field.name for field in dataclasses.fields(kind)}
-    found: Dict[str, str] = {}
-    assert isinstance(tree, ast.ClassDef)
-    for before, after in zip(tree.body, tree.body[1:]):
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
-            text = ast.get_docstring(ast.Module([after], []), clean=True)  # type: ignore[arg-type]
-            if text and before.target.id in names:
-                found[before.target.id] = text.replace("``", "`")
-    return found
-
-
-def _code(module: Any) -> str:
-    """The indented block of a module's docstring, as a fenced one."""
-    text = (module.__doc__ or "").partition("::\n\n")[2]
-    block = []
-    for line in text.splitlines():
-        if line and not line.startswith("    "):
-            break
-        block.append(line)
-    return "```\n" + textwrap.dedent("\n".join(block)).strip("\n") + "\n```"
-
-
-def _paragraphs(text: str) -> str:
-    """Text of a help page: prose, and its ``\\b`` blocks fenced."""
-    parts = []
-    for part in inspect.cleandoc(text).split("\n\n"):
-        if part.startswith("\b"):
-            parts.append("```\n" + textwrap.dedent(part[1:].strip("\n")) + "\n```")
-        else:
-            parts.append(part)
-    return "\n\n".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
-    lines = [head, ["---"] * len(head), *rows] if rows else []
-    return [
-        *(
-            "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in line) + " |"
-            for line in lines
-        ),
-        "",
     ]
 
 
