@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Mapping
+from typing import Any, Mapping, Set
 
 from orchestrator.inventory import Inventory, load_inventory, parse_inventory
 from orchestrator.job import Job
 from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.plan import HostPlan, Plan
+from orchestrator.planning.ranktable_lint import CheckedTable
 from orchestrator.resources import resource_dir
 from orchestrator.worker_config import WorkerConfig, parse_config
 
@@ -77,3 +78,8 @@ def file(host: HostPlan, path: str) -> str:
 def environments(plan: Plan) -> dict[str, dict[str, str]]:
     """Variables of every process, by ``host/process``."""
     return {f"{h.host}/{p.name}": dict(p.env) for h in plan.hosts for p in h.processes}
+
+
+def codes(checked: CheckedTable) -> Set[str]:
+    """Of the rules that a table breaks."""
+    return {finding.rule.code for finding in checked.findings}

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.inventory import Inventory
-from orchestrator.planning.facts import HostFacts
 from orchestrator.planning.ranktable import host_table, merge
 from orchestrator.planning.ranktable_convert import convert, usable
 from orchestrator.planning.ranktable_forms import CHECKED
 from orchestrator.planning.ranktable_lint import CheckedTable, check_table, unreadable
 from orchestrator.planning.ranktable_rules import RULES
-from tests.unit.planning.inputs import ascend, reported
+from tests.unit.planning.inputs import codes
 
 ROOT = Path(__file__).parents[3]
 TABLES = Path(os.environ.get("GLM2_SHARED", str(ROOT.parent / "shared"))) / "fixtures/rank_tables"
@@ -27,10 +25,6 @@ TABLES = Path(os.environ.get("GLM2_SHARED", str(ROOT.parent / "shared"))) / "fix
 def check(content: Any, name: str = "t.json") -> CheckedTable:
     text = content if isinstance(content, str) else json.dumps(content, indent=1)
     return check_table(text.encode(), name)
-
-
-def codes(checked: CheckedTable) -> Set[str]:
-    return {finding.rule.code for finding in checked.findings}
 
 
 def table(servers: int = 2, devices: int = 8, version: str = "1.0") -> Dict[str, Any]:
@@ -288,55 +282,6 @@ def test_names_and_missing_files():
     assert "RT001" in codes(check_table(b'{"version": "\xff"}', "t.json"))
     wide = check_table(json.dumps(table()).encode("utf-16"), "t.json")
     assert (codes(wide), wide.devices) == ({"RT001"}, 16)
-
-
-@pytest.fixture
-def two_hosts() -> Inventory:
-    return ascend("{n1: {server_id: 10.0.0.1}, n2: {server_id: 10.0.0.2}}")
-
-
-def drift(inventory: Inventory, facts: Dict[str, HostFacts], servers: int = 2) -> CheckedTable:
-    tables = [
-        host_table(f"10.0.0.{n}", {d: f"10.{d}.0.{n}" for d in range(8)})
-        for n in range(1, servers + 1)
-    ]
-    text = merge(tables).to_json()
-    return check_table(text.encode(), "t.json", hosts=inventory.hosts, facts=facts)
-
-
-def test_a_table_that_the_hosts_confirm(two_hosts):
-    checked = drift(two_hosts, {"n1": reported(1), "n2": reported(2)})
-    assert codes(checked) <= {"RT036"}
-
-
-def test_drift(two_hosts):
-    checked = drift(two_hosts, {"n1": reported(1), "n2": reported(3)})
-    drifted = [finding for finding in checked.findings if finding.rule.code == "RT090"]
-    assert len(drifted) == 8
-    assert "n2 reports '10.0.0.3' for device 0" in drifted[0].message
-    assert "RT092" in codes(drift(two_hosts, {"n1": reported(1)}))
-    assert "RT091" in codes(drift(two_hosts, {"n1": reported(1)}, servers=1))
-    assert "RT091" in codes(drift(two_hosts, {"n1": reported(1)}, servers=3))
-
-
-def test_a_host_that_cannot_be_asked_is_a_warning_of_its_own(two_hosts):
-    text = merge([host_table(f"10.0.0.{n}", {0: f"10.0.0.{n}"}) for n in (1, 2)]).to_json()
-    facts = {"n1": HostFacts(device_ips={0: "10.0.0.1"})}
-    unasked = {"n2": "no route to host"}
-    checked = check_table(
-        text.encode(), "t.json", hosts=two_hosts.hosts, facts=facts, unasked=unasked
-    )
-    (finding,) = checked.findings
-    assert (finding.rule.code, finding.is_error) == ("RT092", False)
-    assert finding.message == "n2 could not be asked: no route to host"
-
-
-def test_an_address_may_be_written_in_several_ways(two_hosts):
-    text = merge([host_table(f"10.0.0.{n}", {0: f"fd00::{n}", 1: f"fd01::{n}"}) for n in (1, 2)])
-    spelt = text.to_json().replace("fd00::1", "fd00:0:0::0001").replace("fd01::1", "FD01::1")
-    facts = {f"n{n}": HostFacts(device_ips={0: f"fd00::{n}", 1: f"fd01::{n}"}) for n in (1, 2)}
-    checked = check_table(spelt.encode(), "t.json", hosts=two_hosts.hosts, facts=facts)
-    assert codes(checked) == set()
 
 
 def test_every_rule_is_breached_by_a_test():
