@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from statistics import median
 from typing import Any, Dict, List, Optional
 
 from rich.console import Console
+from rich.table import Table
 
 VARIABLE = "GLM2_BENCH_FIGURES"
 """Names the file that figures are added to."""
@@ -23,6 +25,20 @@ def figure(case: str, contestant: str, value: str, ratio: Optional[float] = None
         row = {"case": case, "contestant": contestant, "value": value, "ratio": ratio}
         with open(file, "a", encoding="utf-8") as rows:
             rows.write(json.dumps(row) + "\n")
+
+
+def print_speeds(title: str, speeds: Dict[str, List[float]], *, digits: int) -> None:
+    """A table of tokens/s by contestant, ``ours`` among them, and the figures of it. The ratio is
+    the median of those within a round."""
+    table = Table(title=title)
+    for column in ("contestant", "tokens/s", "least", "most", "ours / it"):
+        table.add_column(column, justify="left" if column == "contestant" else "right")
+    for name, found in speeds.items():
+        ratio = median(ours / theirs for ours, theirs in zip(speeds["ours"], found))
+        middle, *rest = (f"{one:.{digits}f}" for one in (median(found), min(found), max(found)))
+        figure(title, name, f"{middle} tokens/s", ratio)
+        table.add_row(name, middle, *rest, f"{ratio:.2f}")
+    Console().print(table)
 
 
 def absent(tool: str) -> None:

@@ -30,10 +30,8 @@ from statistics import median
 from typing import Any, Callable, Dict, List
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.figures import figure
+from benchmarks.figures import print_speeds
 from glm2.config import ModelConfig
 from glm2.weights import weight_shapes
 
@@ -94,7 +92,7 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
-    report(speeds)
+    print_speeds(f"greedy decoding, {PROMPT} + {NEW} tokens, batch 1, float32", speeds, digits=1)
     if len(said) > 1:
         sys.exit("the contestants gave different tokens")
 
@@ -263,24 +261,6 @@ def with_onednn(model: Any) -> None:
             module.forward = lambda x, w=packed, b=module.bias: torch.ops.mkldnn._linear_pointwise(
                 x, w, b, "none", [], ""
             )
-
-
-def report(speeds: Dict[str, List[float]]) -> None:
-    """Print the table."""
-    table = Table(title=f"greedy decoding, {PROMPT} + {NEW} tokens, batch 1, float32")
-    for column in ("contestant", "tokens/s", "least", "most", "ours / it"):
-        table.add_column(column, justify="left" if column == "contestant" else "right")
-    for name, found in speeds.items():
-        ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], found)]
-        figure(str(table.title), name, f"{median(found):.1f} tokens/s", median(ratios))
-        table.add_row(
-            name,
-            f"{median(found):.1f}",
-            f"{min(found):.1f}",
-            f"{max(found):.1f}",
-            f"{median(ratios):.2f}",
-        )
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,8 @@ from statistics import median
 from typing import Any, Callable, Dict, List
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.figures import figure
+from benchmarks.figures import print_speeds
 
 ROWS, LENGTH, VOCABULARY, PROMPT = 8, 193, 8192, 64
 CONTESTANTS = ("ours", "torch + oneDNN", "torch")
@@ -61,7 +59,7 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
-    report(speeds)
+    print_speeds(f"training step, {ROWS} × {LENGTH} tokens, float32", speeds, digits=0)
 
 
 def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
@@ -193,24 +191,6 @@ def with_onednn(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.forward = lambda x, m=module: Linear.apply(x, m.weight, m.bias)
-
-
-def report(speeds: Dict[str, List[float]]) -> None:
-    """Print the table."""
-    table = Table(title=f"training step, {ROWS} × {LENGTH} tokens, float32")
-    for column in ("contestant", "tokens/s", "least", "most", "ours / it"):
-        table.add_column(column, justify="left" if column == "contestant" else "right")
-    for name, found in speeds.items():
-        ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], found)]
-        figure(str(table.title), name, f"{median(found):.0f} tokens/s", median(ratios))
-        table.add_row(
-            name,
-            f"{median(found):.0f}",
-            f"{min(found):.0f}",
-            f"{max(found):.0f}",
-            f"{median(ratios):.2f}",
-        )
-    Console().print(table)
 
 
 if __name__ == "__main__":
