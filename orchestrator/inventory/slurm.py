@@ -47,6 +47,12 @@ def slurm_inventory(
     except PatternError as error:
         raise InventoryError(f"SLURM_JOB_NODELIST {shown(nodes)}: {error}") from error
     common = _common(environ, cwd)
+    if file is None and "devices" not in common:
+        raise UsageError(
+            "Slurm does not say which devices this allocation has",
+            hint="ask for them (`salloc --gres=npu:8`, or --ntasks-per-node for ranks on CPU), or "
+            "state `defaults: {devices: …, device_target: …}` in a file: --inventory slurm:FILE",
+        )
     hosts: Dict[str, Settings] = {}
     for name in names:
         address = resolve(name)

@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         read({})
     with pytest.raises(InventoryError, match="not closed"):
         read({**BASE, "SLURM_JOB_NODELIST": "n[1-2"})
-    with pytest.raises(InventoryError, match="no `devices`"):
+    with pytest.raises(UsageError, match="which devices this allocation has"):
         read(BASE)
     with pytest.raises(InventoryError, match="cannot be read"):
         read({**BASE, "SLURM_JOB_GPUS": "all"})
