@@ -90,6 +90,13 @@ class _InventoryFile(_Named):
 RUN, SCHEDULE, HOST, INVENTORY_FILE = _Run(), _Schedule(), _Host(), _InventoryFile()
 
 
+def whole_cli() -> click.Group:
+    """All of glm2-orch, which the command that runs now is part of."""
+    root = click.get_current_context().find_root().command
+    assert isinstance(root, click.Group)
+    return root
+
+
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
@@ -98,12 +105,10 @@ def completion(shell: str) -> None:
     It completes commands, options, run ids, schedules, and hosts of the inventory that the
     command line names. The first lines of the script say where to put it.
     """
-    from orchestrator.cli.main import cli
-
     kind = get_completion_class(shell)
     assert kind is not None, "click knows the shells of the choice"
     click.echo(_INSTALL.format(shell=shell, how=_HOW[shell]), nl=False)
-    click.echo(kind(cli, {}, "glm2-orch", VARIABLE).source())
+    click.echo(kind(whole_cli(), {}, "glm2-orch", VARIABLE).source())
 
 
 def complete(cli: click.Command, environ: Mapping[str, str]) -> Optional[int]:

@@ -7,6 +7,8 @@ from typing import Iterator, List, Tuple
 
 import click
 
+from orchestrator.cli.completion import whole_cli
+
 _EXIT = (
     ("0", "success"),
     ("1", "a bug of glm2-orch"),
@@ -33,9 +35,7 @@ def manual() -> None:
     """Print the manual page: glm2-orch manual | man -l -"""
     from importlib.metadata import version
 
-    from orchestrator.cli.main import cli
-
-    click.echo(page(cli, version("glm2-orch")), nl=False)
+    click.echo(page(whole_cli(), version("glm2-orch")), nl=False)
 
 
 def page(cli: click.Group, version: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 import click
 
-from orchestrator.cli.completion import SCHEDULE
+from orchestrator.cli.completion import SCHEDULE, whole_cli
 from orchestrator.cli.output import console, output_option, print_json, say
 from orchestrator.errors import UsageError
 
@@ -163,8 +163,7 @@ def run_now(name: str, output: str) -> None:
 
 def check_arguments(arguments: Tuple[str, ...]) -> None:
     """Raise UsageError unless ``arguments`` are a command line that a schedule can run."""
-    from orchestrator.cli.main import cli
-
+    cli = whole_cli()
     name = arguments[0]
     command = cli.commands.get(name)
     if command is None or name == "schedule":
