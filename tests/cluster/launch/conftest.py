@@ -105,6 +105,17 @@ def standin(steps: int = 3, recipe: str = "standalone") -> Sequence[str]:
     return ("--worker-command", f"{sys.executable} {STANDIN} {steps}", "--recipe", recipe)
 
 
+def without_scheduler(folder: Path) -> Path:
+    """A program in ``folder`` that is this Python, but for MindSpore's scheduler: stand-ins have no
+    use for one, which would only be waited for at the end."""
+    program = folder / "python"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1 $2 $3" = "-m glm2 scheduler" ] && exit 0\nexec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
 @pytest.fixture
 def free_port() -> int:
     """A TCP port on which nobody listens."""

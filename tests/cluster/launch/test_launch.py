@@ -11,7 +11,7 @@ from platform import python_version
 import pytest
 
 from orchestrator.runs.journal import read_events
-from tests.cluster.launch.conftest import processes_of, standin
+from tests.cluster.launch.conftest import processes_of, standin, without_scheduler
 from tests.cluster.sshd import wait_until
 
 
@@ -148,7 +148,8 @@ def test_two_runs_never_share_a_device(cli, two_hosts):
 
 def test_twelve_hosts_two_mindspore_ranks_and_stand_ins(cli, loopback, free_port):
     cluster = loopback(12)
-    hosts = [replace(host, devices=(0,)) for host in cluster.hosts]
+    python = str(without_scheduler(cluster.folder))
+    hosts = [replace(host, devices=(0,), python=python) for host in cluster.hosts]
     inventory = cluster.inventory(hosts=hosts)
     done = cli(
         *("launch", "-i", inventory, "--run-id", "twelve", "--env", "STANDIN_MINDSPORE=2"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict
 
 import pytest
 
-from tests.cluster.launch.conftest import Cli
+from tests.cluster.launch.conftest import Cli, without_scheduler
 from tests.cluster.sshd import Loopback
 
 YAML = """\
@@ -57,17 +56,6 @@ def job(files: Path, **more: object) -> Dict[str, object]:
         ],
         **more,
     }
-
-
-def without_scheduler(folder: Path) -> Path:
-    """This Python, but for MindSpore's scheduler: the stand-in has no use for one, which would
-    only be waited for at the end."""
-    program = folder / "python"
-    program.write_text(
-        f'#!/bin/sh\n[ "$1 $2 $3" = "-m glm2 scheduler" ] && exit 0\nexec {sys.executable} "$@"\n'
-    )
-    program.chmod(0o755)
-    return program
 
 
 def test_the_guides_yaml_runs_as_it_is(
