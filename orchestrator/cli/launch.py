@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option, print_json, say
 from orchestrator.cli.request import MODES, inventory_options, job_options
 from orchestrator.errors import Terminated
@@ -49,6 +50,7 @@ class _Launch(click.Command):
     is_flag=False,
     flag_value="latest",
     metavar="[RUN]",
+    type=RUN,
     help="Go on from the last complete step of RUN (the last training), also in another layout or "
     "on other hosts.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
 import click
 
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.output import output_option, print_json, say, writing_to
 from orchestrator.errors import UsageError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("runs", metavar="[RUN]", nargs=-1)
+@click.argument("runs", metavar="[RUN]", nargs=-1, type=RUN)
 @click.option("--compare", is_flag=True, help="Two runs beside each other: --compare A B.")
 @click.option(
     "--out",

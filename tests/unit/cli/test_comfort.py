@@ -16,6 +16,7 @@ import click
 import pytest
 
 from orchestrator import errors
+from orchestrator.cli.completion import RUN
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.manual import page
 from orchestrator.errors import OrchError
@@ -118,6 +119,18 @@ def test_commands_runs_and_hosts_are_completed(home):
     assert hosts == ["192.168.0.1", "192.168.0.10", "192.168.0.11"]
     assert "cluster12" in completed("glm2-orch plan -i c")
     assert completed("glm2-orch plan -i missing --limit x") == []
+
+
+def test_whatever_takes_a_run_completes_it():
+    taking = {
+        name: parameter.type
+        for name, command in leaves(cli)
+        for parameter in command.params
+        if "RUN" in (parameter.metavar or parameter.name or "").upper().strip("[]").split("|")
+        and not command.hidden
+    }
+    assert len(taking) > 7
+    assert {name for name, kind in taking.items() if kind is not RUN} == set()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
