@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from typing import List, Optional
+from typing import TYPE_CHECKING, List, Optional
 
 from . import processes
 from .folder import RunFolder, append_only
 from .leases import Lock
 from .spec import ProcessSpec
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 class Child:
@@ -33,7 +35,9 @@ class Child:
 
 def spawn(folder: RunFolder, run_id: str, spec: ProcessSpec, leases: List[Lock]) -> Child:
     """Start the process in a session of its own, tied to us by the parent-death signal, which
-    belongs to the thread that calls. Raises OSError or subprocess.SubprocessError."""
+    belongs to the thread that calls. Raises OSError."""
+    import subprocess  # here, because arming is to be quick
+
     supervisor = os.getpid()
 
     def tie_to_supervisor() -> None:
@@ -55,6 +59,8 @@ def spawn(folder: RunFolder, run_id: str, spec: ProcessSpec, leases: List[Lock])
             # A device stays leased while any process of ours may use it, even if we are killed.
             pass_fds=[lease.descriptor for lease in leases],
         )
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from error
     finally:
         os.close(log)
     process = processes.read(popen.pid)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
-import traceback
-from typing import Callable, Dict, List, NoReturn, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import control, fence, journal, snapshot, stopping
+from . import fence, journal, snapshot
 from .daemon import arm
 from .failure import NodeError
 from .folder import Json, RunFolder
@@ -18,13 +16,15 @@ from .folder import Json, RunFolder
 def main(arguments: List[str]) -> int:
     """Run one command and return its exit status (see failure.EXIT_STATUS)."""
     try:
-        options = _parser().parse_args(arguments)
+        action, options = _parse(arguments)
         fence.admit(options.folder, caller_of(options))
-        answer: Optional[Json] = options.action(options)
+        answer = action(options)
     except NodeError as error:
         _print(error.to_json())
         return error.exit_status
     except Exception as error:
+        import traceback  # here, and others in the commands that need them: arming is to be quick
+
         traceback.print_exc()
         _print(NodeError("error", f"{type(error).__name__}: {error}").to_json())
         return 1
@@ -33,50 +33,56 @@ def main(arguments: List[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise NodeError("usage", message, "see: python3 supervisor.py --help")
+class Options:
+    """What a command was asked with."""
+
+    def __init__(self) -> None:
+        self.folder = RunFolder("")
+        self.epoch: Optional[int] = None
+        self.owner = ""
+        self.start_timeout = 300.0
+        self.journal = 0
+        self.offsets: Dict[str, int] = {}
+        self.grace: Optional[float] = None
+        self.reason = "stopped on request"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="supervisor.py", description="Supervises one run on this host.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    commands.required = True
-
-    def command(
-        name: str, text: str, action: Callable[[argparse.Namespace], Optional[Json]]
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--run-dir", required=True, type=_folder, dest="folder", metavar="DIR")
-        sub.add_argument("--epoch", type=_offset, metavar="N", help="of the controller that asks")
-        sub.add_argument("--owner", default="", metavar="TEXT", help="that controller's name")
-        sub.set_defaults(action=action)
-        return sub
-
-    sub = command("arm", "take the locks and wait in the background for start", _arm)
-    sub.add_argument("--start-timeout", type=_seconds, default=300.0, metavar="S")
-    command("start", "start all processes", _start)
-    sub = command("stream", "print everything new until the run has ended", _stream)
-    sub.add_argument("--journal", type=_offset, default=0, metavar="OFFSET")
-    sub.add_argument("--offsets", type=_offsets, default={}, metavar="JSON")
-    command("status", "print one snapshot", lambda options: snapshot.take(options.folder))
-    command("stacks", "show where every rank stands now", _stacks)
-    command("claim", "take over control of the run", _claim)
-    sub = command("stop", "end everything and prove that nothing is left", _stop)
-    sub.add_argument("--grace", type=_seconds, metavar="S")
-    sub.add_argument("--reason", default="stopped on request", metavar="TEXT")
-    sub = command("sweep", "end what a dead supervisor left behind", _sweep)
-    sub.add_argument("--grace", type=_seconds, metavar="S")
-    return parser
+def _parse(arguments: List[str]) -> Tuple[Action, Options]:
+    """By hand: argparse alone would take a fifth of the time in which a supervisor is armed."""
+    name = arguments[0] if arguments else ""
+    if name not in _COMMANDS:
+        raise NodeError("usage", f"no such command: {name!r}", f"one of: {', '.join(_COMMANDS)}")
+    action, own = _COMMANDS[name]
+    known = (*_ALWAYS, *own)
+    options = Options()
+    words = iter(arguments[1:])
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in known:
+            hint = f"one of: {', '.join(known)}"
+            raise NodeError("usage", f"{name}: no such option: {word!r}", hint)
+        field, convert = _OPTIONS[option]
+        try:
+            value = value if equals else next(words)
+            setattr(options, field, convert(value))
+        except StopIteration:
+            raise NodeError("usage", f"{name}: {option} is without a value") from None
+        except ValueError:
+            raise NodeError("usage", f"{name}: {option}: {value!r} makes no sense") from None
+    if not options.folder.path:
+        raise NodeError("usage", f"{name}: --run-dir DIR is missing")
+    return action, options
 
 
-def _arm(options: argparse.Namespace) -> Json:
+def _arm(options: Options) -> Json:
     return arm(options.folder, options.start_timeout)
 
 
-def _start(options: argparse.Namespace) -> Json:
+def _start(options: Options) -> Json:
     """Asking twice is fine: the answer to the first may have been lost on the wire."""
-    folder: RunFolder = options.folder
+    from . import control
+
+    folder = options.folder
     if snapshot.supervisor_identity(folder) is not None:
         try:
             answer = control.ask(folder.path, {"command": "start"}, timeout=60.0)
@@ -113,33 +119,41 @@ def _started_wall(folder: RunFolder) -> Optional[float]:
     return None
 
 
-def _stacks(options: argparse.Namespace) -> Json:
-    from . import stacks  # imported by the one command that needs it: arming is to be quick
+def _status(options: Options) -> Json:
+    return snapshot.take(options.folder)
+
+
+def _stacks(options: Options) -> Json:
+    from . import stacks
 
     return stacks.take(options.folder)
 
 
-def _stream(options: argparse.Namespace) -> None:
+def _stream(options: Options) -> None:
     from . import streaming
 
     streaming.stream(options.folder, options.journal, options.offsets, caller_of(options))
 
 
-def _claim(options: argparse.Namespace) -> Json:
+def _claim(options: Options) -> Json:
     """Everything was done before, by ``fence.admit``."""
     return {"claimed": True}
 
 
-def caller_of(options: argparse.Namespace) -> Optional[fence.Caller]:
+def caller_of(options: Options) -> Optional[fence.Caller]:
     """Who asks; None for somebody on the host, who gives no epoch."""
     return None if options.epoch is None else fence.Caller(options.epoch, options.owner)
 
 
-def _stop(options: argparse.Namespace) -> Json:
+def _stop(options: Options) -> Json:
+    from . import stopping
+
     return stopping.stop(options.folder, options.grace, options.reason)
 
 
-def _sweep(options: argparse.Namespace) -> Json:
+def _sweep(options: Options) -> Json:
+    from . import stopping
+
     return stopping.sweep(options.folder, options.grace)
 
 
@@ -166,6 +180,31 @@ def _offsets(text: str) -> Dict[str, int]:
     if not isinstance(value, dict):
         raise ValueError(text)
     return {name: _offset(str(offset)) for name, offset in value.items()}
+
+
+Action = Callable[[Options], Optional[Json]]
+
+_ALWAYS = ("--run-dir", "--epoch", "--owner")
+_OPTIONS: Dict[str, Tuple[str, Callable[[str], Any]]] = {
+    "--run-dir": ("folder", _folder),
+    "--epoch": ("epoch", _offset),
+    "--owner": ("owner", str),
+    "--start-timeout": ("start_timeout", _seconds),
+    "--journal": ("journal", _offset),
+    "--offsets": ("offsets", _offsets),
+    "--grace": ("grace", _seconds),
+    "--reason": ("reason", str),
+}
+_COMMANDS: Dict[str, Tuple[Action, Tuple[str, ...]]] = {
+    "arm": (_arm, ("--start-timeout",)),
+    "start": (_start, ()),
+    "stream": (_stream, ("--journal", "--offsets")),
+    "status": (_status, ()),
+    "stacks": (_stacks, ()),
+    "claim": (_claim, ()),
+    "stop": (_stop, ("--grace", "--reason")),
+    "sweep": (_sweep, ("--grace",)),
+}
 
 
 def _print(answer: Json) -> None:

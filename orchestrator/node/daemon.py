@@ -8,7 +8,6 @@ import os
 import resource
 import sys
 import time
-import traceback
 from typing import List, NoReturn
 
 from . import control, journal, leases, processes, stopping
@@ -52,7 +51,7 @@ def _detach(folder: RunFolder, spec: Spec, start_timeout: float, writer: int) ->
         os.setsid()
         status = _supervise(folder, spec, start_timeout, writer) if os.fork() == 0 else 0
     except BaseException:
-        traceback.print_exc()
+        _print_exception()
     finally:
         sys.stderr.flush()
         os._exit(status)
@@ -85,7 +84,7 @@ def _supervise(folder: RunFolder, spec: Spec, start_timeout: float, writer: int)
     try:
         supervision.run(listener)
     except Exception as error:
-        traceback.print_exc()
+        _print_exception()
         supervision.abort(f"internal error of the supervisor: {type(error).__name__}: {error}")
         return 1
     finally:
@@ -159,3 +158,9 @@ def _reply(writer: int, answer: Json) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody will start us, and we end in time
         os.write(writer, json.dumps(answer).encode("ascii") + b"\n")
     os.close(writer)
+
+
+def _print_exception() -> None:
+    import traceback  # here, because arming is to be quick
+
+    traceback.print_exc()

@@ -64,9 +64,13 @@ def read(pid: int) -> Optional[Process]:
 
 def table() -> Table:
     """All processes of the host, by pid."""
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    found = (read(pid) for pid in pids)
+    found = (read(pid) for pid in pids())
     return {process.pid: process for process in found if process is not None}
+
+
+def pids() -> List[int]:
+    """Of all processes of the host."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def is_alive(pid: int, start_ticks: int) -> bool:
@@ -119,9 +123,12 @@ def marks(pid: int) -> Optional[Tuple[str, str]]:
     """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            variables = file.read().split(b"\0")
+            data = file.read()
     except OSError:
         return None
+    if b"GLM2_RUN_ID=" not in data:  # as nearly always
+        return None
+    variables = data.split(b"\0")
     # As in an environment with a name twice, the last one wins.
     found = dict(variable.partition(b"=")[::2] for variable in variables)
     run_id, run_dir = found.get(b"GLM2_RUN_ID"), found.get(b"GLM2_RUN_DIR")

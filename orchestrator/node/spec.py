@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any, NamedTuple, Optional, Tuple
 
@@ -32,8 +31,6 @@ class Spec(NamedTuple):
     """How long a service may take to end by itself after the ranks of this host ended well."""
     leases: Tuple[str, ...]
     processes: Tuple[ProcessSpec, ...]
-    sha256: str
-    """Of the file's bytes."""
 
 
 def load(path: str) -> Spec:
@@ -74,7 +71,6 @@ def parse(data: bytes, path: str = "spec.json") -> Spec:
         linger_s=_seconds(path, top, "linger_s", default=DEFAULT_LINGER_S),
         leases=tuple(_file_name(path, lease, "leases") for lease in leases),
         processes=tuple(_process(path, item, i) for i, item in enumerate(processes)),
-        sha256=hashlib.sha256(data).hexdigest(),
     )
     _unique(path, "leases", spec.leases)
     _unique(path, "processes: name", tuple(p.name for p in spec.processes))

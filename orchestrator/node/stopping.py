@@ -8,7 +8,7 @@ import socket
 import time
 from typing import List, Optional, Set, Tuple
 
-from . import certificate, control, processes, snapshot
+from . import control, processes, snapshot
 from .failure import NodeError
 from .folder import Json, RunFolder
 from .processes import Process
@@ -57,7 +57,7 @@ def sweep_leftovers(workdir: str, but: str) -> List[Json]:
 
     One entry a run that had any: ``run_id``, ``run_dir``, ``clean``, ``swept``, ``left``.
     """
-    found = {mark for mark in map(processes.marks, processes.table()) if mark is not None}
+    found = {mark for mark in map(processes.marks, processes.pids()) if mark is not None}
     runs = os.path.realpath(os.path.join(workdir, "runs")) + os.sep
     swept = []
     for run_id, run_dir in sorted(found):
@@ -99,6 +99,8 @@ def _wait_for_end(process: Process, seconds: float) -> bool:
 
 
 def _sweep(folder: RunFolder, grace: Optional[float], supervisor: Optional[int] = None) -> Json:
+    from . import certificate  # here, because arming is to be quick
+
     run_id = _run_id(folder)
     left, swept = _end(folder, run_id, _grace(folder, grace), supervisor)
     state = snapshot.take(folder)

@@ -15,7 +15,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import time
 from typing import Dict, List, Optional, Set, Tuple
 
@@ -78,7 +77,7 @@ class Supervision:
             "start_ticks": me.start_ticks if me else 0,
             "boot_id": processes.boot_id(),
         }
-        self.journal.append("armed", **identity, spec_sha256=self.spec.sha256, subreaper=subreaper)
+        self.journal.append("armed", **identity, subreaper=subreaper)
         self._beat(time.monotonic())
         return dict(identity, armed=True)
 
@@ -151,7 +150,7 @@ class Supervision:
             try:
                 os.makedirs(self.folder.process(spec.name), mode=0o700, exist_ok=True)
                 child = spawn(self.folder, self.spec.run_id, spec, self.leases)
-            except (OSError, subprocess.SubprocessError) as error:
+            except OSError as error:
                 self._not_started(spec, error)
                 return
             self.children.append(child)

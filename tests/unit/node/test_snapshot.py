@@ -18,7 +18,6 @@ SPEC = Spec(
     linger_s=0.0,
     leases=(),
     processes=(ProcessSpec("scheduler", None, ("a",)), ProcessSpec("rank_8", 8, ("b",))),
-    sha256="",
 )
 FIRST = {"name": "rank_8", "code": 1}
 STORY: List[Dict[str, Any]] = [
