@@ -7,6 +7,7 @@ inner axis is put together in blocks, each read from, and written to, contiguous
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import (
@@ -150,15 +151,23 @@ def transfer(
     Raises CheckpointError when a source has changed since it was indexed, a checksum is wrong, or
     a replica differs; OSError when writing fails.
     """
-    share(work, lambda: _Worker(sources, outputs), total=total, progress=progress)
+    # One writer a file at a time: the kernel allows no more, and lets the others spin for it.
+    writing = [threading.Lock() for _ in outputs]
+    share(work, lambda: _Worker(sources, outputs, writing), total=total, progress=progress)
 
 
 class _Worker:
     """One thread's buffers and open files."""
 
-    def __init__(self, sources: Mapping[int, FileIndex], outputs: Sequence[int]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[int, FileIndex],
+        outputs: Sequence[int],
+        writing: Sequence[threading.Lock],
+    ) -> None:
         self._sources = sources
         self._outputs = outputs
+        self._writing = writing
         self._reader = ShardReader(sources)
         self._chunk = bytearray(_CHUNK)
         self._other = bytearray(_CHUNK)
@@ -184,7 +193,8 @@ class _Worker:
         for at in range(0, step.length, _CHUNK):
             part = chunk[: min(_CHUNK, step.length - at)]
             self._reader.read(step.rank, step.source + at, part)
-            write(self._outputs[step.output], part, step.target + at)
+            with self._writing[step.output]:
+                write(self._outputs[step.output], part, step.target + at)
         return step.length
 
     def _gather(self, step: Gather) -> int:

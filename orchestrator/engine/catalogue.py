@@ -177,7 +177,8 @@ def outlines(source: Source, files: Sequence[CheckpointFile]) -> Dict[int, Outli
 def _ask(source: Source, *arguments: str) -> List[Dict[str, Any]]:
     """Run the catalogue on the host; its answer, an object a line."""
     program = package_files("orchestrator.node").joinpath("catalogue.py").read_bytes()
-    argv = [source.python, "-", *arguments]
+    # Without site packages, which it does not need: they take as long as the rest of the start.
+    argv = [source.python, "-I", "-S", "-", *arguments]
     # Hashing takes as long as it takes; a dead connection is noticed by the transport itself.
     timeout = 120.0 if arguments[0] == "list" else None
     completed = source.transport.run(argv, stdin=program, timeout=timeout)

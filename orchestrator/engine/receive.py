@@ -145,7 +145,7 @@ def receive(source: Source, parts: Sequence[Tuple[Part, Sink]], meter: Meter) ->
             asked = asked[: len(asked) // 2]
             argument = _request(source, asked)
         try:
-            stream = ways[0]([source.sender[0], "-I", "-c", _BOOT, _program(), argument])
+            stream = ways[0]([source.sender[0], "-I", "-S", "-c", _BOOT, _program(), argument])
             inbox = _Inbox(source, stream)
             try:
                 inbox.skip_noise()

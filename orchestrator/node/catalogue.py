@@ -1,8 +1,10 @@
 """What a host holds of a run's checkpoints; sent to its Python over standard input.
 
-    python3 - list --run-dir DIR --ranks 0,1   one JSON object: files, and the strategy files
-    python3 - hash --run-dir DIR FILE...       one JSON line a file, with its SHA-256
-    python3 - outline --run-dir DIR FILE...    one JSON line a file, with all of it but content
+    python3 -I -S - COMMAND --run-dir DIR ...
+
+    list --ranks 0,1    one JSON object: files, and the strategy files
+    hash FILE...        one JSON line a file, with its SHA-256
+    outline FILE...     one JSON line a file, with all of it but content
 
 Standard library only, Python 3.7 and newer. FILE is relative to ``output/checkpoint``. Nothing is
 written. An error is ``{"error":{"code","message","hint"}}`` and exit status 4.
@@ -16,7 +18,6 @@ import hashlib
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
 CHUNK = 1 << 20
@@ -94,6 +95,9 @@ def listed(output: str, ranks: Sequence[int]) -> Dict[str, Any]:
 
 def print_digests(folder: str, names: Sequence[str]) -> None:
     """Print ``{"file","size","mtime_ns","sha256"}`` for each file, in the order given."""
+    # Imported where needed: a listing starts sooner without.
+    from concurrent.futures import ThreadPoolExecutor
+
     paths = [os.path.join(folder, name) for name in names]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashlib runs without the GIL
         for name, answer in zip(names, pool.map(digest, paths)):

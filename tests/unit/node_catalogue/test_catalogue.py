@@ -25,7 +25,10 @@ PROGRAM = files("orchestrator.node").joinpath("catalogue.py").read_bytes()
 
 def ask(python: str, *arguments: object) -> Tuple[int, List[Dict[str, Any]]]:
     done = subprocess.run(
-        [python, "-", *map(str, arguments)], input=PROGRAM, stdout=subprocess.PIPE, check=False
+        [python, "-I", "-S", "-", *map(str, arguments)],
+        input=PROGRAM,
+        stdout=subprocess.PIPE,
+        check=False,
     )
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -27,7 +27,7 @@ def send(python: str, folder: Path, *parts: Dict[str, Any]) -> Tuple[int, bytes,
     program = files("orchestrator.node").joinpath("sender.py").read_bytes()
     request = json.dumps({"folder": str(folder), "parts": parts}).encode()
     done = subprocess.run(
-        [python, "-I", "-c", _BOOT, packed(program), packed(request)],
+        [python, "-I", "-S", "-c", _BOOT, packed(program), packed(request)],
         capture_output=True,
         check=False,
     )
@@ -101,7 +101,7 @@ def test_it_ends_when_nobody_listens(python: str, tmp_path: Path) -> None:
     parts = [part(path, [(0, 1 << 20)])] * 50
     request = json.dumps({"folder": str(tmp_path), "parts": parts}).encode()
     process = subprocess.Popen(
-        [python, "-I", "-c", _BOOT, packed(program), packed(request)],
+        [python, "-I", "-S", "-c", _BOOT, packed(program), packed(request)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
