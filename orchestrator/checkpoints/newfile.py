@@ -14,7 +14,7 @@ from typing import Iterator, Tuple
 from orchestrator.errors import Busy, CheckpointError
 
 _SYNC_FILE_RANGE_WRITE = 2
-_WRITEBACK_EVERY_S = 0.02
+_WRITEBACK_EVERY_S = 0.005
 _WORTH_A_THREAD = 64 << 20
 
 
