@@ -13,6 +13,8 @@ from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
 _THREAD = re.compile(r"^(Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):$")
 _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>.+)$')
+_STOPPED = ("state T,", "state t,")
+"""By a signal, or by who traces it (proc(5))."""
 _SHOWN_FRAMES = 3
 
 
@@ -48,7 +50,14 @@ def grouped(stacks: Iterable[Stack]) -> Tuple[Group, ...]:
 
 
 def differing(groups: Sequence[Group]) -> Tuple[int, ...]:
-    """Ranks that stand elsewhere than more than half of all; empty when there is no such half."""
+    """Ranks whose process is stopped, where others are not; else those that stand elsewhere than
+    more than half of all. Empty when there are none and no such half.
+
+    A stopped process goes nowhere, while the others may be caught at different calls of one wait.
+    """
+    stopped = [group for group in groups if group.where.startswith(_STOPPED)]
+    if 0 < len(stopped) < len(groups):
+        return tuple(sorted(rank for group in stopped for rank in group.ranks))
     total = sum(len(group.ranks) for group in groups)
     if not groups or len(groups[0].ranks) * 2 <= total:
         return ()

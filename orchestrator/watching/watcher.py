@@ -224,12 +224,12 @@ def _hang_sentence(hang: str, groups: Tuple[stacks.Group, ...], odd: Tuple[int, 
     """With the places of ranks that stand elsewhere than most; where there is no most, of all."""
     if len(groups) < 2:
         return hang
-    shown = "; ".join(
-        f"rank {group.ranks[0]} in {group.where}" for group in groups[bool(odd) :][:_SHOWN_PLACES]
-    )
+    named = [group for group in groups if not odd or group.ranks[0] in odd]
+    shown = "; ".join(f"rank {one.ranks[0]} in {one.where}" for one in named[:_SHOWN_PLACES])
     if not odd:
         return f"{hang}; ranks stand at {len(groups)} places: {shown}"
-    return f"{hang}; not where the others are ({groups[0].where}): {shown}"
+    others = next(group for group in groups if group not in named)
+    return f"{hang}; not where the others are ({others.where}): {shown}"
 
 
 def _judged(

@@ -148,6 +148,27 @@ def test_of_two_halves_none_differs():
     assert differing(grouped([stack(0, "wait"), stack(1, "read")])) == ()
 
 
+def kernel(rank, state, call):
+    text = f"python pid {rank} thread {rank}: state {state}, waits in {call}"
+    return Stack(rank, "a", "proc", text)
+
+
+def test_a_stopped_process_is_named_though_the_others_are_caught_at_two_calls():
+    seen = [kernel(0, "S", "hrtimer_nanosleep"), kernel(1, "R", "nothing")]
+    stopped = [kernel(2, "T", "do_signal_stop"), kernel(3, "t", "ptrace_stop")]
+    assert differing(grouped(seen + stopped[:1])) == (2,)
+    assert differing(grouped(seen + stopped)) == (2, 3)
+    assert differing(grouped(stopped)) == ()
+    asked = (StacksTaken("a", tuple(seen)), 21.0), (StacksTaken("b", tuple(stopped[:1])), 21.0)
+    _, actions = play(trained(), *STILL, *asked, (Tick(), 21.5))
+    last = next(one for one in actions if isinstance(one, Decide) and one.action == "stop")
+    assert last.evidence["differ"] == [2]
+    assert last.sentence.endswith(
+        "; not where the others are (state S, waits in hrtimer_nanosleep): "
+        "rank 2 in state T, waits in do_signal_stop"
+    )
+
+
 STEPS = st.builds(
     lambda rank, step, loss: Metrics(((rank, {"step": step, "loss": loss}),)),
     st.integers(0, 4),
