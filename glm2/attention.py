@@ -56,28 +56,28 @@ class SelfAttention(nn.Cell):
 
         The arithmetic of ``project`` and ``attend`` in the form that has the cheapest gradients:
         nothing is cut out of a larger tensor but in one piece. ``turn`` are tables
-        [B or 1, T, 1, D] of ``whole_turns``; ``mask`` [.., T, T] is added to the scores.
+        [B, T, N + 2G, D] that turn and scale queries, turn keys and leave values as they are;
+        ``mask`` [.., T, T] is added to the scores.
         """
         batch, length, _ = x.shape
         fused = self.query_key_value(x)  # [B, T, (N + 2G)·D]: queries | keys | values
-        query, key, value = self.split(fused, (self.query_size, self.kv_size, self.kv_size), -1)
-        query = self.turned(query, self.heads, turn) * self.query_scale
-        query = query.transpose(0, 2, 1, 3).reshape((batch * self.groups, -1, self.channels))
-        key = self.turned(key, self.groups, turn).transpose(0, 2, 1, 3)
-        key = key.reshape((batch * self.groups, length, self.channels))
-        value = value.reshape((batch, length, self.groups, self.channels)).transpose(0, 2, 1, 3)
-        value = value.reshape((batch * self.groups, length, self.channels))
-        mixed, _ = self.mixed(query, key, value, mask)
+        swapped = self.product(fused.reshape((-1, self.channels)), self.swapping)
+        shape = (batch, length, -1, self.channels)
+        heads = fused.reshape(shape) * turn[0] + swapped.reshape(shape) * turn[1]
+        sizes = (self.query_size, self.kv_size, self.kv_size)
+        query, key, value = self.split(heads.reshape(fused.shape), sizes, -1)
+        if self.layer_scale != 1.0:
+            query = query / self.layer_scale
+        mixed, _ = self.mixed(self.pages(query), self.pages(key), self.pages(value), mask)
         # [B·G, (N/G)·T, D] -> [B, N, T, D] -> [B, T, N·D]
         mixed = mixed.reshape((batch, self.heads, length, self.channels)).transpose(0, 2, 1, 3)
         return self.dense(mixed.reshape((batch, length, self.query_size)))
 
-    def turned(self, x: Tensor, heads: int, turn: Tuple[Tensor, Tensor]) -> Tensor:
-        """``x`` [B, T, heads·D] with all heads turned, [B, T, heads, D]."""
+    def pages(self, x: Tensor) -> Tensor:
+        """Heads side by side as one below the other in their group: [B, T, n·D] -> [B·G, .., D]."""
         batch, length, _ = x.shape
-        shape = (batch, length, heads, self.channels)
-        swapped = self.product(x.reshape((-1, self.channels)), self.swapping).reshape(shape)
-        return x.reshape(shape) * turn[0] + swapped * turn[1]
+        x = x.reshape((batch, length, -1, self.channels)).transpose(0, 2, 1, 3)
+        return x.reshape((batch * self.groups, -1, self.channels))
 
     def extend(
         self,

@@ -48,7 +48,7 @@ class CachedForward(nn.Cell):
         """
         net = self.transformer
         slots = self.columns[: ids.shape[1]] + start  # [T]
-        turn, mask = net.place_cached(slots, padding, self.columns)
+        turn, mask = net.place(slots, padding, self.columns)
         # Page and column of each new token in the cache: [B·G, T, 2].
         pages = ops.broadcast_to(self.pages, (self.pages.shape[0], ids.shape[1]))
         places = ops.stack((pages, ops.broadcast_to(slots, pages.shape)), -1)
@@ -68,8 +68,8 @@ class WholeForward(nn.Cell):
     def construct(self, ids: Tensor, last: Tensor, padding: Tensor) -> Tuple[Tensor, Tensor]:
         """``ids`` [B, S], filled up to column ``last``; most probable token [B, 1], logits."""
         net = self.transformer
-        cos, sin, hidden = net.place(self.columns, padding, self.columns)
-        x = net.encoder(net.embedding(ids), cos, sin, hidden)
+        turn, mask = net.place(self.columns, padding, self.columns)
+        x = net.encoder(net.embedding(ids), turn, mask)
         logits = net.logits(ops.gather(x, last, 1))
         return _best(logits), logits
 

@@ -12,7 +12,7 @@ from typing import Tuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import SplitWithSize
+from mindspore.ops.auto_generate import LogSoftmaxGrad, SplitWithSize
 
 
 class RowSums(nn.Cell):
@@ -25,25 +25,50 @@ class RowSums(nn.Cell):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.as_product = ms.get_context("device_target") == "CPU"
-        self.ones = Tensor(np.ones((size, 1), np.float32))
+        self.ones = Tensor(np.ones(size, np.float32))
         self.product = ops.MatMul()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.product(x, self.ones) if self.as_product else x.sum(-1, keepdims=True)
+        return self.weighted(x, self.ones) if self.as_product else x.sum(-1, keepdims=True)
+
+    def weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Sums of ``x · weights``, the latter [size]."""
+        if self.as_product:
+            return self.product(x, weights.reshape((-1, 1)))
+        return (x * weights).sum(-1, keepdims=True)
 
 
 class ColumnSums(nn.Cell):
-    """Sums over the first axis, in the same way: float32 [N, size] -> [size]."""
+    """Sums over the first axis of rows times their weights, in the same way:
+    float32 [N, size] and [N, 1] -> [size]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.as_product = ms.get_context("device_target") == "CPU"
         self.product = ops.MatMul()
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, weights: Tensor) -> Tensor:
         if not self.as_product:
-            return x.sum(0)
-        return self.product(ops.ones((1, x.shape[0]), ms.float32), x).reshape((-1,))
+            return (x * weights).sum(0)
+        return self.product(weights.reshape((1, -1)), x).reshape((-1,))
+
+
+class Outer(nn.Cell):
+    """Every number of a column times every one of a row: [N, 1] and [size] -> [N, size].
+
+    On CPU as a product of matrices, for what is to be multiplied with or added to a tensor of the
+    result's shape: MindSpore's kernels of one shape take a quarter of the time of those that
+    stretch an operand.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.as_product = ms.get_context("device_target") == "CPU"
+        self.product = ops.MatMul()
+
+    def construct(self, column: Tensor, row: Tensor) -> Tensor:
+        row = row.reshape((1, -1))
+        return self.product(column, row) if self.as_product else column * row
 
 
 class AddBias(nn.Cell):
@@ -51,14 +76,16 @@ class AddBias(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
+        self.add = ops.BiasAdd()
         self.column_sums = ColumnSums()
 
     def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + bias
+        return self.add(x, bias)
 
     def bprop(self, x: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor]:
         """Gradients of both; the sum is made in float32."""
-        return dout, self.column_sums(dout.astype(ms.float32)).astype(bias.dtype)
+        ones = ops.ones((dout.shape[0], 1), ms.float32)
+        return dout, self.column_sums(dout.astype(ms.float32), ones).astype(bias.dtype)
 
 
 class RootMeanSquare(nn.Cell):
@@ -67,22 +94,25 @@ class RootMeanSquare(nn.Cell):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.size, self.eps = size, eps
+        self.ones = Tensor(np.ones(size, np.float32))
         self.row_sums, self.column_sums = RowSums(size), ColumnSums()
+        self.outer = Outer()
 
     def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
         """The result, and the factor [N, 1] that the rows were multiplied by."""
         factor = ops.rsqrt(self.row_sums(x * x) * (1.0 / self.size) + self.eps)
-        return x * factor * weight, factor
+        return x * self.outer(factor, weight), factor
 
     def bprop(
         self, x: Tensor, weight: Tensor, out: Tuple[Tensor, Tensor], dout: Tuple[Tensor, Tensor]
     ) -> Tuple[Tensor, Tensor]:
         """Gradients of both; nothing but the result is used further on."""
         factor, dy = out[1], dout[0]
-        normed = x * factor
-        product = dy * normed
-        common = self.row_sums(product * weight) * (1.0 / self.size)
-        return (dy * weight - normed * common) * factor, self.column_sums(product)
+        product = dy * x
+        common = self.row_sums.weighted(product, weight) * (1.0 / self.size)
+        common = common * factor * factor * factor
+        dx = dy * self.outer(factor, weight) - x * self.outer(common, self.ones)
+        return dx, self.column_sums(product, factor)
 
 
 class SwiGlu(nn.Cell):
@@ -120,7 +150,8 @@ class Mix(nn.Cell):
         super().__init__()
         self.heads, self.groups, self.channels = heads, groups, channels
         self.scale = scale
-        self.row_sums = RowSums(channels)
+        self.row_sums, self.outer = RowSums(channels), Outer()
+        self.add_to_rows = ops.BiasAdd()
         self.plain = ops.BatchMatMul()
         self.second_turned = ops.BatchMatMul(transpose_b=True)
         self.first_turned = ops.BatchMatMul(transpose_a=True)
@@ -129,16 +160,21 @@ class Mix(nn.Cell):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
     ) -> Tuple[Tensor, Tensor]:
         """``query`` [B·G, (N/G)·T, D], ``key`` and ``value`` [B·G, S, D]; ``mask`` is added to the
-        scores [B, G, N/G, T, S]. Gives the mix [B·G, (N/G)·T, D] and the weights of it.
+        scores [B, G, N/G, T, S]: [T, S], or one that stretches to their shape. Gives the mix
+        [B·G, (N/G)·T, D] and the weights of it.
         """
         pages, rows, _ = query.shape
         length = rows // (self.heads // self.groups)
         scores = self.second_turned(query, key).astype(ms.float32)
         if self.scale != 1.0:
             scores = scores * self.scale
-        scores = scores.reshape((pages // self.groups, self.groups, -1, length, key.shape[1]))
-        weights = ops.softmax(scores + mask, -1).astype(query.dtype)
-        weights = weights.reshape((pages, rows, key.shape[1]))
+        if mask.ndim == 2:  # as a bias of long rows, which is added faster than it is stretched
+            scores = self.add_to_rows(scores.reshape((-1, mask.size)), mask.reshape((-1,)))
+        else:
+            shape = (pages // self.groups, self.groups, -1, length, key.shape[1])
+            scores = scores.reshape(shape) + mask
+        scores = scores.reshape((pages, rows, key.shape[1]))
+        weights = ops.softmax(scores, -1).astype(query.dtype)
         return self.plain(weights, value), weights
 
     def bprop(
@@ -158,7 +194,9 @@ class Mix(nn.Cell):
         # What the softmax's gradient subtracts, sum(weights · dweights), is also sum(mix · dmix):
         # a sum over D numbers instead of S.
         common = dmixed.astype(ms.float32) * mixed.astype(ms.float32)
-        common = self.row_sums(common.reshape((-1, self.channels))).reshape((*mixed.shape[:2], 1))
+        common = self.row_sums(common.reshape((-1, self.channels)))
+        ones = ops.ones((weights.shape[2],), ms.float32)
+        common = self.outer(common, ones).reshape(weights.shape)
         dscores = weights.astype(ms.float32) * (dweights - common)
         if self.scale != 1.0:
             dscores = dscores * self.scale
@@ -172,18 +210,24 @@ class CrossEntropy(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_softmax = ops.LogSoftmax(-1)
-        # Of the mean over the rows.
-        self.gradient = ops.SparseSoftmaxCrossEntropyWithLogits(is_grad=True)
+        self.log_softmax, self.gradient = ops.LogSoftmax(-1), LogSoftmaxGrad(-1)
 
-    def construct(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-        """``labels`` [N] int32 are rows of the vocabulary; ``counts`` [N] float32."""
-        picked = ops.gather_elements(self.log_softmax(logits), 1, labels.reshape((-1, 1)))
-        return -(picked.reshape((-1,)) * counts).sum()
+    def construct(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tuple[Tensor, Tensor]:
+        """``labels`` [N] int32 are rows of the vocabulary; ``counts`` [N] float32. Gives the sum
+        and the logarithms of the probabilities [N, V]."""
+        logs = self.log_softmax(logits)
+        picked = ops.gather_elements(logs, 1, labels.reshape((-1, 1)))
+        return -(picked.reshape((-1,)) * counts).sum(), logs
 
     def bprop(
-        self, logits: Tensor, labels: Tensor, counts: Tensor, out: Tensor, dout: Tensor
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        counts: Tensor,
+        out: Tuple[Tensor, Tensor],
+        dout: Tuple[Tensor, Tensor],
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        """Gradient of the logits alone."""
-        rows = (counts * (dout * logits.shape[0])).reshape((-1, 1))
-        return self.gradient(logits, labels) * rows, ops.zeros_like(labels), ops.zeros_like(counts)
+        """Gradient of the logits alone; nothing but the sum is used further on."""
+        places = ops.stack((ops.arange(labels.shape[0]).astype(ms.int32), labels), 1)
+        dlogs = ops.scatter_nd(places, -counts * dout[0], logits.shape)
+        return self.gradient(out[1], dlogs), ops.zeros_like(labels), ops.zeros_like(counts)

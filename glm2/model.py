@@ -14,7 +14,7 @@ from mindspore.common.initializer import Normal
 
 from glm2.attention import MASKED, SelfAttention
 from glm2.config import IGNORED_LABEL, ModelConfig
-from glm2.fused import CrossEntropy
+from glm2.fused import CrossEntropy, Outer
 from glm2.layers import MLP, Linear, RMSNorm, float_type, new_weight, rotary_table, whole_turns
 
 
@@ -64,49 +64,49 @@ class Transformer(nn.Cell):
         self.positions = length = config.seq_length
         self.not_causal = Tensor(np.triu(np.ones((length, length), bool), 1))
         self.embedding = Embedding(config)
+        self.outer = Outer()
         self.encoder = Encoder(config)
         self.output_layer = Linear(config.hidden_size, config.padded_vocab_size, config)
         self.gather_logits: Optional[nn.Cell] = None
         """What ranks that share the vocabulary do for generation; see tensor_parallel.py."""
 
     def construct(self, input_ids: Tensor) -> Tensor:
-        length = input_ids.shape[1]
-        cos = self.cos[:length].reshape((1, length, 1, -1))  # [T, D/4] -> [1, T, 1, D/4]
-        sin = self.sin[:length].reshape((1, length, 1, -1))
-        x = self.embedding(input_ids)
-        x = self.encoder(x, cos, sin, self.not_causal[:length, :length])
-        return self.output_layer(x)
+        batch, length = input_ids.shape
+        cos, sin = self.turn(self.turn_cos[:length], self.turn_sin[:length])  # [T, N + 2G, D]
+        # For each row of its own, once a step: no layer has to stretch them.
+        rows, shape = ops.ones((batch, 1), cos.dtype), (batch, *cos.shape)
+        turn = (self.outer(rows, cos).reshape(shape), self.outer(rows, sin).reshape(shape))
+        mask = self.not_causal[:length, :length].astype(ms.float32) * MASKED
+        return self.output_layer(self.encoder(self.embedding(input_ids), turn, mask))
 
     def logits(self, x: Tensor) -> Tensor:
         """Of the whole vocabulary, float32, from what the encoder gives: [.., H] -> [.., V]."""
         logits = self.output_layer(x).astype(ms.float32)
         return logits if self.gather_logits is None else self.gather_logits(logits)
 
-    def place(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def place(
+        self, slots: Tensor, padding: Tensor, last: Tensor
+    ) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
         """Rotary tables and mask of left-padded rows.
 
         ``slots`` [T] are the columns of the tokens at hand, ``padding`` [B] the padded columns
-        of each row, ``last`` [S] all columns that can be attended to. Gives cosines and sines
-        [B, T, 1, D/4] of the positions, which start at 0 behind the padding, and the mask
-        [B, 1, 1, T, S], True where a token does not see.
+        of each row, ``last`` [S] all columns that can be attended to. Gives the tables
+        [B, T, N + 2G, D] of the positions, which start at 0 behind the padding, and the mask
+        [B, 1, 1, T, S] as float32 to be added to the scores.
         """
         position, hidden = self.seen(slots, padding, last)
-        cos = ops.expand_dims(ops.gather(self.cos, position, 0), 2)  # [B, T, D/4] -> [B, T, 1, D/4]
-        sin = ops.expand_dims(ops.gather(self.sin, position, 0), 2)
-        return cos, sin, hidden
-
-    def place_cached(
-        self, slots: Tensor, padding: Tensor, last: Tensor
-    ) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
-        """The same for SelfAttention.extend, in the form that needs the fewest kernels a layer:
-        tables [B, T, N + 2G, D] for all heads at once, and the mask as float32 to be added to
-        the scores.
-        """
-        position, hidden = self.seen(slots, padding, last)
-        cos = ops.expand_dims(ops.gather(self.turn_cos, position, 0), 2)  # [B, T, 1, D]
-        sin = ops.expand_dims(ops.gather(self.turn_sin, position, 0), 2)
-        turn = (cos * self.turned_heads + self.other_heads, sin * self.turned_heads)
+        turn = self.turn(
+            ops.gather(self.turn_cos, position, 0), ops.gather(self.turn_sin, position, 0)
+        )
         return turn, hidden.astype(ms.float32) * MASKED
+
+    def turn(self, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor]:
+        """Tables for all heads at once, [.., N + 2G, D], from those of ``whole_turns``, [.., D].
+
+        They turn and scale queries, turn keys and leave values as they are.
+        """
+        cos, sin = ops.expand_dims(cos, -2), ops.expand_dims(sin, -2)
+        return cos * self.turned_heads + self.other_heads, sin * self.turned_heads
 
     def seen(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor]:
         """Positions [B, T] and the mask [B, 1, 1, T, S] of ``place``."""
@@ -151,16 +151,8 @@ class Encoder(nn.Cell):
         if config.post_layer_norm:
             self.final_layernorm = RMSNorm(config.hidden_size, config)
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
-        """``cos`` and ``sin`` [B or 1, T, 1, D/4]; ``hidden`` [.., T, T] True: not seen."""
-        shape = (*cos.shape[:-1], -1)  # [.., D/4, 2] -> [.., D/2]; the other half does not turn
-        twice, signed = ops.stack((cos, cos), -1), ops.stack((-sin, sin), -1)
-        twice, signed = twice.reshape(shape), signed.reshape(shape)
-        turn = (
-            ops.concat((twice, ops.ones_like(twice)), -1),
-            ops.concat((signed, ops.zeros_like(signed)), -1),
-        )
-        mask = hidden.astype(ms.float32) * MASKED
+    def construct(self, x: Tensor, turn: Tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Of tokens [B, T, H]; see SelfAttention."""
         for layer in self.layers:
             x = layer(x, turn, mask)
         return self.final_layernorm(x) if self.has_final_norm else x
@@ -227,7 +219,8 @@ def loss_by(cross_entropy: nn.Cell, logits: Tensor, labels: Tensor) -> Tensor:
     none = ops.full_like(labels[:, :1], IGNORED_LABEL)
     labels = ops.concat((labels[:, 1:], none), 1).reshape((-1,))  # [B·T]
     counts = (labels != IGNORED_LABEL).astype(ms.float32)
-    return cross_entropy(logits, ops.maximum(labels, 0), counts)
+    loss, _ = cross_entropy(logits, ops.maximum(labels, 0), counts)
+    return loss
 
 
 _CROSS_ENTROPY = CrossEntropy()

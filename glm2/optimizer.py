@@ -17,8 +17,8 @@ class AdamW(nn.Cell):
     The moments are named ``adam_m.<weight>`` and ``adam_v.<weight>`` as in MindFormers'
     checkpoints. Weights with one axis (norms, biases) are not decayed.
 
-    On CPU, float32 weights are updated by MindSpore's fused kernel. That one has no bias
-    correction: it is put into learning rate, epsilon and decay, which gives the same update.
+    On CPU, float32 weights are updated by MindSpore's Adam in one pass, once they are decayed. Its
+    AdamWeightDecay, which does both, takes five times as long as Adam alone.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
         on_cpu = ms.get_context("device_target") == "CPU"
         self.fused = tuple(on_cpu and w.dtype == ms.float32 for w in weights)
-        self.kernel = ops.AdamWeightDecay()
+        self.kernel = ops.Adam()
         self.decay = tuple(settings.weight_decay if w.ndim > 1 else 0.0 for w in weights)
 
     def construct(self, gradients: Tuple[Tensor, ...], lr: Tensor, updates: Tensor) -> bool:
@@ -55,11 +55,13 @@ class AdamW(nn.Cell):
             weight = self.weights[i]
             ops.assign(weight, self.moved(i, weight, gradient, lr, correct))
             return True
-        # m/c1 / (sqrt(v/c2) + eps) is root/c1 · m / (sqrt(v) + eps·root) with root = sqrt(c2).
-        root = ops.sqrt(correct[1])
+        weight = self.weights[i]
+        if self.decay[i] > 0.0:
+            ops.assign(weight, weight * (1.0 - lr * self.decay[i]))
+        # The kernel divides m/c1 by (sqrt(v) + epsilon) / sqrt(c2), with c1 and c2 of the powers.
         self.kernel(
-            self.weights[i], self.m[i], self.v[i], lr * root / correct[0], self.beta1, self.beta2,
-            root * self.eps, self.decay[i] * correct[0] / root, gradient,
+            weight, self.m[i], self.v[i], 1.0 - correct[0], 1.0 - correct[1], lr, self.beta1,
+            self.beta2, ops.sqrt(correct[1]) * self.eps, gradient,
         )  # fmt: skip
         return True
 

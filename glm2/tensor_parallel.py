@@ -103,19 +103,6 @@ class SharedCrossEntropy(nn.Cell):
 
     def __init__(self, vocabulary: int, group: Group) -> None:
         super().__init__()
-        self.parts = _CrossEntropy(vocabulary, group)
-
-    def construct(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-        """``logits`` [N, V/n] float32 of this rank; ``labels`` [N] of the whole vocabulary."""
-        loss, _ = self.parts(logits, labels, counts)
-        return loss
-
-
-class _CrossEntropy(nn.Cell):
-    """The loss, and the logarithm [N, 1] of what the softmax of each row is divided by."""
-
-    def __init__(self, vocabulary: int, group: Group) -> None:
-        super().__init__()
         self.numbers = Tensor(
             np.arange(group.place * vocabulary, (group.place + 1) * vocabulary, dtype=np.int32)
         )
@@ -125,6 +112,8 @@ class _CrossEntropy(nn.Cell):
         self.row_sums = RowSums(vocabulary)
 
     def construct(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tuple[Tensor, Tensor]:
+        """``logits`` [N, V/n] float32 of this rank; ``labels`` [N] of the whole vocabulary. Gives
+        the sum, and the logarithm [N, 1] of what the softmax of each row is divided by."""
         highest = ops.amax(self.gather(ops.expand_dims(ops.amax(logits, -1), 0)), 0)  # [N]
         shifted = logits - highest.reshape((-1, 1))
         own = labels - self.first
