@@ -17,6 +17,8 @@ from typing import Any, Dict, Optional, Tuple
 
 from orchestrator.errors import Busy
 
+_NOTE_BYTES = 512
+
 
 class Lease:
     """The right to control a run, held until ``release`` or the end of the process."""
@@ -54,8 +56,8 @@ class Lease:
             "purpose": self._purpose,
             "epoch": self.epoch,
         }
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(note).encode(), 0)
+        # At once and always as long, so that nobody finds it empty or in part.
+        os.pwrite(self._fd, json.dumps(note).encode().ljust(_NOTE_BYTES), 0)
 
 
 def acquire(path: Path, purpose: str, *, take_over: bool = False) -> Lease:

@@ -139,6 +139,27 @@ def test_lease_is_exclusive_and_freed_by_death(tmp_path):
     mine.release()
 
 
+def test_the_holders_note_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """Who looks while it is written anew finds the old one, never an empty file."""
+    path = tmp_path / "controller.lock"
+    held = lease.acquire(path, "attach")
+    found = []
+
+    def watched(call):
+        def called(*arguments):
+            call(*arguments)
+            found.append(lease.last_epoch(path))
+
+        return called
+
+    for name in ("ftruncate", "pwrite"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    for epoch in (1000, 7000):
+        held.raise_to(epoch)
+    assert found == [1000, 7000]
+    held.release()
+
+
 def merged(controller=(), nodes=None, metrics=None, watcher=None):
     return merge_state("r", [LAUNCH, *controller], nodes or {}, {}, metrics or {}, watcher)
 
