@@ -178,13 +178,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
-def fill(path: Path) -> None:
-    """Until there is no room left on the disk of ``path``."""
-    free = os.statvfs(path.parent).f_bavail
+def fill(path: Path, host: Host) -> None:
+    """Until there is no room left on the disk of ``path`` and the supervisor has found that: until
+    then it may be about to give back the block of its last heartbeat."""
     with path.open("wb", buffering=0) as file:
-        for _ in range(free):
-            with contextlib.suppress(OSError):  # the supervisor may have taken the last block
-                file.write(b"\0" * 4096)
+
+        def full() -> bool:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\0" * 4096)
+            beat = host.do("status")["heartbeat"]
+            return bool(beat and "heartbeat.json" in beat["problem"])
+
+        wait_until(full, "a heartbeat without room")
     assert os.statvfs(path.parent).f_bavail == 0
 
 
@@ -195,7 +201,7 @@ def test_a_full_disk_ends_nothing_and_hides_nothing(
     go = tmp_path / "go"
     host.launch(sh(f"while [ ! -e {go} ]; do sleep 0.02; done; exit 3"), *[FOREVER] * 24)
     filler = small_disk / "filler"
-    fill(filler)
+    fill(filler, host)
     go.touch()
 
     def full() -> bool:
