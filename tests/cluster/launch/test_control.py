@@ -124,12 +124,12 @@ def test_a_spare_takes_the_place_of_a_host_that_cannot_be_armed(cli, loopback):
     assert processes_of("spared") == []
 
 
-def test_what_a_dead_run_left_is_ended_before_the_next(cli, loopback):
+def test_what_a_dead_run_left_is_ended_before_the_next(cli, loopback, tmp_path):
     """A helper of a rank lives on when the supervisor was killed, and holds the device."""
     cluster = loopback(1)
     (host,) = cluster.hosts
     inventory = cluster.inventory()
-    worker = "bash -c '(sleep 600 & ); sleep 600'"
+    worker = f"bash -c '(sleep 600 & echo $! >> {tmp_path}/helpers); sleep 600'"
     first = cli(
         *(
             "launch",
@@ -147,6 +147,8 @@ def test_what_a_dead_run_left_is_ended_before_the_next(cli, loopback):
     events_there = Path(host.workdir, "runs/dead-run/journal.jsonl").read_text().splitlines()
     controller = psutil.Process(json.loads(cli.run("dead-run").lock.read_text())["pid"])
     controller.kill()
+    helpers = tmp_path / "helpers"
+    wait_until(lambda: helpers.exists() and len(helpers.read_text().split()) == 2, "the helpers")
     os.kill(json.loads(events_there[0])["pid"], signal.SIGKILL)
     wait_until(lambda: 0 < len(processes_of("dead-run")) <= 3, "the end of the ranks")
     second = cli("launch", "-i", inventory, "--run-id", "next-run", *standin(), "finetune")

@@ -87,7 +87,7 @@ def test_detach_attach_and_stop(cli, two_hosts):
     assert attached.returncode == 8
     assert "run long was stopped" in talk
     assert cli("status", "long", "--json").json()["status"] == "cancelled"
-    assert processes_of("long") == []
+    wait_until(lambda: not processes_of("long"), "the end of the background controller")
     again = cli("stop", "long")
     assert again.status == 0, again.stderr
     assert cli("status", "long", "--json").json()["status"] == "cancelled"
