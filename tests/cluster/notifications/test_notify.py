@@ -74,11 +74,17 @@ def test_a_failure_is_told_and_no_secret_is_left_anywhere(
     tmp_path,
 ):
     cli.environment["STANDIN_FAIL"] = "1:7"
+    receiver.hang.clear()  # whoever sends is there until it was seen
     process = cli.start("launch", "-i", inventory, "--skip-preflight", *standin(3), "finetune")
     seen = set()
-    while process.poll() is None:
+
+    def over() -> bool:
         seen.update(" ".join(arguments) for arguments in command_lines())
-        time.sleep(0.02)
+        if any("notify send" in words for words in seen):
+            receiver.hang.set()
+        return process.poll() is not None and receiver.hang.is_set()
+
+    wait_for(over)
     out, err = process.communicate()
     assert process.returncode == 6
     wait_for(lambda: len(told(cli)) == 5)
@@ -88,7 +94,6 @@ def test_a_failure_is_told_and_no_secret_is_left_anywhere(
     assert "sign=" in ding
     hooks = [json.loads(line) for line in (tmp_path / "hook.txt").read_text().splitlines()]
     assert sorted(message["event"] for message in hooks) == ["failure", "start"]
-    assert any("notify send" in words for words in seen)
     kept = [path for root in (cli.home, tmp_path / "work") for path in root.rglob("*")]
     texts = [path.read_bytes() for path in kept if path.is_file()]
     assert len(texts) > 10
