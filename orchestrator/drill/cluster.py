@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from orchestrator.drill.processes import Process, descendants, end, having, wait_until
 from orchestrator.errors import HostNotReady
 from orchestrator.inventory import Host, ServerId, SshAddress, SshOptions
+from orchestrator.preflight.needs import HCCL_BASE_PORT
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -290,12 +291,12 @@ def _overrides(host: Host) -> Dict[str, object]:
 
 
 def _free_port(addresses: Sequence[str]) -> int:
-    """A port that is free on every address right now."""
+    """A port that is free on every address right now, and none that a preflight wants free."""
     for _ in range(100):
         with closing(socket.socket()) as first:
             first.bind((addresses[0], 0))
             port = int(first.getsockname()[1])
-            if all(_is_free(address, port) for address in addresses[1:]):
+            if port < HCCL_BASE_PORT and all(_is_free(one, port) for one in addresses[1:]):
                 return port
     raise HostNotReady("no port is free on 127.0.1.1 and its neighbours", hint="try again")
 

@@ -116,7 +116,7 @@ def test_a_stopped_starter_leaves_the_job_running_and_the_next_time_is_skipped(
     crontab: None,
     inventory: Path,
 ):
-    add(cli, "launch", "-i", inventory, "--skip-preflight", *standin(500), "finetune")
+    add(cli, "launch", "-i", inventory, "--skip-preflight", *standin(5000), "finetune")
     starter = cli.start("schedule", "run", "nightly")
 
     def running() -> bool:
