@@ -118,10 +118,17 @@ def _answers(asked: Dict[str, Asked]) -> Dict[str, str]:
             known, since = sizes.setdefault(name, (size, now))
             if size != known:
                 sizes[name] = (size, now)
-            elif size > one.offset and now - since >= _SETTLED_S:
+            elif size > one.offset and now - since >= _SETTLED_S and not _works(one.process.pid):
                 del waiting[name]
         time.sleep(_POLL_S)
     return {name: _read(one.path, one.offset) for name, one in asked.items()}
+
+
+def _works(pid: int) -> bool:
+    """Whether it runs, waits for a processor or for the disk: on a busy host it may be in the
+    midst of its answer, however long it has written nothing."""
+    process = processes.read(pid)
+    return process is not None and process.state in "RD"
 
 
 def _size(path: str) -> int:

@@ -68,6 +68,28 @@ def test_a_stopped_worker_has_no_answer_but_a_state(host: Host) -> None:
     host.do("stop", "--grace", "0")
 
 
+def test_an_answer_is_waited_for_to_its_end(host: Host) -> None:
+    """One that comes in two parts, as from a worker that has to wait for a processor."""
+    slow = """
+import os, signal, time
+log = open("ranks/rank_0/stacks.log", "a")
+def answer(*_):
+    print("in the", file=log, flush=True)
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        pass
+    print("middle", file=log, flush=True)
+signal.signal(signal.SIGUSR1, answer)
+print("up", flush=True)
+time.sleep(600)
+"""
+    host.launch([sys.executable, "-c", slow])
+    host.wait_file("ranks/rank_0/stdout.log")
+    one = stacks(host)["rank_0"]
+    assert (one["source"], one["text"]) == ("faulthandler", "in the\nmiddle\n")
+    host.do("stop", "--grace", "0")
+
+
 def test_a_run_that_has_ended_has_no_stacks(host: Host) -> None:
     host.launch(sh("true"))
     host.wait_finished()
