@@ -35,6 +35,11 @@ from orchestrator.watching.training import Place
 
 _TICK_S = 0.5
 _THOROUGH_S = 60.0
+_STOOD_S = 2.0
+"""A tick that is so late tells that this process stood still: it was stopped, or its disk did not
+answer."""
+_CATCH_UP_S = 5.0
+"""Then so long is only listened: what came meanwhile is not taken in yet, and no host is silent."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ class _Loop:
         self._lines: List[Tuple[int, Mapping[str, Any]]] = []
         self._tick_at = clock() + _TICK_S
         self._thorough_at = clock() + _THOROUGH_S
+        self._catching_up = False
         self._finish: Optional[reducer.Finish] = None
         self._recording = Recording(paths)
         self.state: watcher.Watcher
@@ -186,7 +192,11 @@ class _Loop:
         gathered and judged at the next tick."""
         now = self._clock()
         if now >= self._tick_at:
-            self._tick(now)
+            self._catching_up = not self._catching_up and now >= self._tick_at + _STOOD_S
+            if self._catching_up:
+                self._tick_at = now + _CATCH_UP_S
+            else:
+                self._tick(now)
         try:
             post = self.posts.get(timeout=max(0.01, self._tick_at - now))
         except queue.Empty:

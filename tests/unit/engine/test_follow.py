@@ -120,6 +120,25 @@ def test_a_frame_that_makes_no_sense_is_a_problem_of_the_connection(run):
     assert done["ending"].outcome == "succeeded"
 
 
+def test_a_host_is_not_silent_because_the_controller_stood_still(tmp_path):
+    """It was stopped for longer than a host may be silent; what was sent meanwhile is unread."""
+    ahead = [0.0]
+    transport = FakeTransport([])
+
+    def stand_still() -> None:
+        ahead[0] = 1000.0
+        transport.lines[:] = [_finished()]
+
+    host = HostRun(Supervisor(transport, "python3", "/r"), ("rank_0",))  # type: ignore[arg-type]
+    paths = RunPaths(tmp_path)
+    ending = follow(
+        *(paths, Journal(paths.journal), [host], Seen(on_problem=stand_still)),
+        grace_s=1.0,
+        clock=lambda: time.monotonic() + ahead[0],
+    )
+    assert (ending.outcome, ending.failure) == ("succeeded", None)
+
+
 def _metrics(*lines: bytes) -> List[bytes]:
     frames, offset = [], 0
     for line in lines:
