@@ -64,6 +64,7 @@ def merge(
     max_shard_bytes: Optional[int] = None,
     crc: bool = False,
     verify: bool = False,
+    durable: bool = True,
     progress: Progress = no_progress,
 ) -> MergeReport:
     """Merge the shards in ``src_dir/rank_N`` into one file, or cut them for another layout.
@@ -76,7 +77,8 @@ def merge(
     ``target`` (a strategy file, or a layout such as ``dp2,mp4``) writes ``rank_N/{prefix}N.{fmt}``
     for each of its ranks instead. ``max_shard_bytes`` cuts a merged file into several between
     parameters, with an index. ``crc`` writes MindSpore's checksum; ``verify`` reads all back from
-    the disk. ``progress(done, total)`` counts bytes.
+    the disk; ``durable`` False does not wait until it is there. ``progress(done, total)`` counts
+    bytes.
 
     Raises CheckpointError when the set is incomplete, corrupt or inconsistent, and Busy when
     another process is writing the same file.
@@ -110,13 +112,14 @@ def merge(
         adapters=checkpoint.adapters,
         stale=manifest,
         verified=verify,
+        durable=durable,
         progress=progress,
     )
     if target is not None:
         save_strategy(layouts, dst / "strategy")
     elif len(outputs) > 1:
-        _write_index(name, outputs)
-    write_manifest(manifest, checkpoint, outputs, notes, with_digests=verify)
+        _write_index(name, outputs, durable=durable)
+    write_manifest(manifest, checkpoint, outputs, notes, with_digests=verify, durable=durable)
     return MergeReport(
         output,
         tuple(o.path for o in outputs),
@@ -193,7 +196,7 @@ def _merged(
     ]
 
 
-def _write_index(name: _Name, outputs: Sequence[OutputFile]) -> None:
+def _write_index(name: _Name, outputs: Sequence[OutputFile], *, durable: bool) -> None:
     """Which file holds which parameter, in the form of Hugging Face's tools; MindSpore's
     load_distributed_checkpoint reads the same under a name of its own."""
     document = {
@@ -202,8 +205,8 @@ def _write_index(name: _Name, outputs: Sequence[OutputFile]) -> None:
     }
     data = json.dumps(document, indent=1).encode()
     if name.fmt == "safetensors":
-        write_small(name.index.with_name("param_name_map.json"), data)
-    write_small(name.index, data)
+        write_small(name.index.with_name("param_name_map.json"), data, durable=durable)
+    write_small(name.index, data, durable=durable)
 
 
 def manifest_path(merged: Path) -> Path:
@@ -218,6 +221,7 @@ def write_manifest(
     notes: Sequence[str],
     *,
     with_digests: bool,
+    durable: bool = True,
     **more: object,
 ) -> None:
     """Write what new files were made of: step, sources with their checksums, tool version.
@@ -261,4 +265,4 @@ def write_manifest(
         "notes": list(notes),
         **more,
     }
-    write_small(path, json.dumps(document, indent=1).encode())
+    write_small(path, json.dumps(document, indent=1).encode(), durable=durable)

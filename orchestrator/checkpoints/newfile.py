@@ -1,4 +1,4 @@
-"""A new file that appears under its name only when it is complete and on the disk."""
+"""A new file that appears under its name only when it is complete, and on the disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Iterator, Tuple
 
@@ -19,9 +19,10 @@ _WORTH_A_THREAD = 64 << 20
 
 
 @contextmanager
-def new_file(path: Path, size: int) -> Iterator[int]:
+def new_file(path: Path, size: int, *, durable: bool = True) -> Iterator[int]:
     """A descriptor of a file of ``size`` bytes that appears as ``path`` when the block ends well,
-    durable on the disk, and not at all otherwise.
+    and not at all otherwise. ``durable``: it is on the disk by then; else the kernel writes it
+    later, and what a host that loses its power leaves of it is not said.
 
     Raises CheckpointError when the disk has no room or the folder cannot be written, Busy when
     another process is writing the same file.
@@ -31,9 +32,10 @@ def new_file(path: Path, size: int) -> Iterator[int]:
     try:
         try:
             _reserve(descriptor, path, size)
-            with _early_writeback(descriptor, size):
+            with _early_writeback(descriptor, size) if durable else nullcontext():
                 yield descriptor
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
             os.rename(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -41,7 +43,8 @@ def new_file(path: Path, size: int) -> Iterator[int]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     finally:
         os.close(descriptor)
 
@@ -82,9 +85,9 @@ def write(descriptor: int, data: memoryview, offset: int) -> None:
         offset += put
 
 
-def write_small(path: Path, data: bytes) -> None:
+def write_small(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace a small file, all or nothing."""
-    with new_file(path, len(data)) as descriptor:
+    with new_file(path, len(data), durable=durable) as descriptor:
         write(descriptor, memoryview(data), 0)
 
 

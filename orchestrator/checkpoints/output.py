@@ -61,12 +61,14 @@ def write_files(
     stale: Path,
     check_crc: bool = True,
     verified: bool = False,
+    durable: bool = True,
     progress: Progress = no_progress,
 ) -> None:
     """Write all files; each appears when all are complete. ``sources`` are the files by rank.
 
     ``stale`` is removed just before: it describes the files that are replaced.
-    ``verified`` reads each file back from the disk and compares it with the sources. Raises
+    ``verified`` reads each file back from the disk and compares it with the sources; ``durable``
+    is as for ``new_file``. Raises
     CheckpointError when content turns out wrong on the way, or there is no room.
     """
     _refuse_to_replace_sources(outputs, sources)
@@ -81,7 +83,7 @@ def write_files(
     written = sum(layout.size for layout in layouts) if verified else 0
     with ExitStack() as stack:
         descriptors = [
-            stack.enter_context(new_file(output.path, layout.size))
+            stack.enter_context(new_file(output.path, layout.size, durable=durable))
             for output, layout in zip(outputs, layouts)
         ]
         for descriptor, layout in zip(descriptors, layouts):

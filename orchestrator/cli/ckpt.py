@@ -61,6 +61,12 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
 @click.option("--max-shard-size", metavar="SIZE", help="Cut a merged file, e.g. at 5GB or 512MiB.")
 @click.option("--crc", is_flag=True, help="Write MindSpore's CRC32 into the new files.")
 @click.option("--verify", is_flag=True, help="Read the new files back from disk and compare.")
+@click.option(
+    "--no-sync",
+    is_flag=True,
+    help="Do not wait until the new files are on the disk, as cp does not: faster, but a host that"
+    " loses its power soon after may keep torn ones.",
+)
 @_option("lora_alpha", type=float, help="Merge LoRA adapters into their weights, scaled by it.")
 @_option("lora_base", metavar="FILE", help="Base weights, where the shards hold adapters only.")
 @click.option(
@@ -92,6 +98,7 @@ def merge_ckpt(
     max_shard_size: Optional[str],
     crc: bool,
     verify: bool,
+    no_sync: bool,
     lora_alpha: Optional[float],
     lora_base: Optional[str],
     redundancy_removed: bool,
@@ -109,6 +116,10 @@ def merge_ckpt(
 
     if lora_base and lora_alpha is None:
         raise UsageError("--lora_base needs --lora_alpha", hint="MindFormers' default is 32")
+    if verify and no_sync:
+        raise UsageError(
+            "--verify reads from the disk what --no-sync does not wait for", hint="leave one out"
+        )
     with bytes_shown("merging") as progress:
         report = merge(
             Path(src_ckpt_dir),
@@ -127,6 +138,7 @@ def merge_ckpt(
             max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
             crc=crc,
             verify=verify,
+            durable=not no_sync,
             progress=progress,
         )
     for note in report.notes:

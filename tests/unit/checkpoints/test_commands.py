@@ -62,6 +62,18 @@ def test_the_command_line_of_transform_ckpt(made: CheckpointSet) -> None:
     assert all(tensor.values.tobytes() in path.read_bytes() for tensor in MODEL.values())
 
 
+def test_without_waiting_for_the_disk(made: CheckpointSet) -> None:
+    status, _, err = merged(made, "--no-sync", "--verify")
+    assert (status, err) == (
+        2,
+        "error: --verify reads from the disk what --no-sync does not wait for\n"
+        "  next: leave one out\n",
+    )
+    assert merged(made, "--no-sync")[0] == 0
+    path = made.root / "target" / "rank_0" / "glm2_0.ckpt"
+    assert all(tensor.values.tobytes() in path.read_bytes() for tensor in MODEL.values())
+
+
 def test_no_strategy_as_transform_ckpt_takes_it(made: CheckpointSet) -> None:
     """A whole file is cut for a strategy: its guide says --src_ckpt_strategy None."""
     merged(made)

@@ -45,6 +45,22 @@ def test_safetensors_are_read_by_the_reference_library(made: CheckpointSet, tmp_
         assert file.metadata() == {"format": "ms"}
 
 
+@pytest.mark.parametrize("size", [None, 2200])
+def test_who_does_not_wait_for_the_disk_gets_the_same_files(
+    made: CheckpointSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    durable = merge(made.shards, made.strategy, tmp_path / "a", max_shard_bytes=size)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    report = merge(made.shards, made.strategy, tmp_path / "b", max_shard_bytes=size, durable=False)
+    assert synced == []
+    for old, new in zip((*durable.files, durable.manifest), (*report.files, report.manifest)):
+        assert new.read_bytes() == old.read_bytes()
+        assert new.name == old.name
+    merge(made.shards, made.strategy, tmp_path / "c")
+    assert synced
+
+
 @pytest.mark.parametrize("fmt", ["ckpt", "safetensors"])
 def test_cut_by_size_with_an_index(made: CheckpointSet, tmp_path: Path, fmt: str) -> None:
     report = merge(made.shards, made.strategy, tmp_path, fmt=fmt, max_shard_bytes=2200, verify=True)
