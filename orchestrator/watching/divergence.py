@@ -30,49 +30,45 @@ class Divergence:
     nan_steps: int = 0
     overflows: int = 0
     first_bad: Optional[int] = None
-    step: Optional[int] = None
-    scale: Optional[float] = None
 
 
 Verdict = Optional[Tuple[str, Dict[str, Any]]]
 """Rule and evidence, or None."""
 
 
+def is_good(line: Mapping[str, Any]) -> bool:
+    """Whether a step was neither bad nor an overflow: what there was before it counts no more."""
+    loss = line.get("loss", 0.0)
+    good = math.isfinite(loss) if type(loss) is float else not _is_no_number(loss)
+    return good and line.get("overflow") is not True
+
+
 def observe_loss(
     state: Divergence, line: Mapping[str, Any], limits: DivergenceLimits = DivergenceLimits()
 ) -> Tuple[Divergence, Verdict]:
-    """The state after one metrics line, and ``loss-nan`` or ``scale-collapse`` when it is too
-    much. Lines that report no new step change nothing."""
-    step = line.get("step")
-    if not isinstance(step, int) or isinstance(step, bool):
-        return state, None
-    if state.step is not None and step <= state.step:
-        return state, None
+    """The state after one more step, and ``loss-nan`` or ``scale-collapse`` when it is too much."""
+    if is_good(line):
+        return Divergence(), None
     overflow = line.get("overflow") is True
-    bad = not overflow and "loss" in line and _is_no_number(line["loss"])
     state = Divergence(
-        step=step,
-        scale=number(line.get("loss_scale")),
-        nan_steps=state.nan_steps + 1 if bad else state.nan_steps if overflow else 0,
+        nan_steps=state.nan_steps if overflow else state.nan_steps + 1,
         overflows=state.overflows + 1 if overflow else 0,
-        first_bad=(step if state.first_bad is None else state.first_bad)
-        if bad or overflow
-        else None,
+        first_bad=line["step"] if state.first_bad is None else state.first_bad,
     )
-    return state, _verdict(state, limits)
+    return state, _verdict(state, number(line.get("loss_scale")), limits)
 
 
-def _verdict(state: Divergence, limits: DivergenceLimits) -> Verdict:
+def _verdict(state: Divergence, scale: Optional[float], limits: DivergenceLimits) -> Verdict:
     if state.nan_steps >= limits.nan_steps:
         return "loss-nan", {"first_step": state.first_bad, "steps": state.nan_steps}
-    collapsed = state.scale is not None and state.scale <= limits.least_scale
+    collapsed = scale is not None and scale <= limits.least_scale
     if state.overflows >= limits.overflows or (
         collapsed and state.overflows * 2 >= limits.overflows
     ):
         return "scale-collapse", {
             "first_step": state.first_bad,
             "overflows": state.overflows,
-            "loss_scale": state.scale,
+            "loss_scale": scale,
         }
     return None
 

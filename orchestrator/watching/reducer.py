@@ -21,6 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
+from orchestrator.watching.signs import Signs, first_signs
+
 _ALONE_TIMES = 10
 """How much longer is waited where no host at all is heard."""
 
@@ -66,8 +68,7 @@ class Watch:
     """State of the watcher. ``stopping`` is the rule that made us stop, if any."""
 
     hosts: Mapping[str, HostView]
-    heard: Mapping[str, float]
-    """When each host gave its last sign of life."""
+    signs: Signs
     silence_s: float = 60.0
     stopping: Optional[str] = None
     failure: Optional[Failure] = None
@@ -154,7 +155,7 @@ Result = Tuple[Watch, List[Action]]
 def begin(hosts: List[str], now: float, *, silence_s: float = 60.0) -> Watch:
     """The state of a watcher that starts at ``now`` (any monotonic seconds)."""
     views = {host: HostView() for host in hosts}
-    return Watch(views, dict.fromkeys(hosts, now), silence_s=silence_s)
+    return Watch(views, first_signs(hosts, now), silence_s=silence_s)
 
 
 def reduce(state: Watch, event: WatchEvent, now: float) -> Result:
@@ -165,14 +166,13 @@ def reduce(state: Watch, event: WatchEvent, now: float) -> Result:
     if isinstance(event, Tick):
         return _give_up_silent(state, now)
     if isinstance(event, Heard):
-        known = [host for host in event.hosts if host in state.heard]
-        return replace(state, heard={**state.heard, **dict.fromkeys(known, now)}, alone=False), []
+        return replace(state, signs=state.signs.add(event.hosts, now), alone=False), []
     if isinstance(event, Judged):
         failure = Failure(event.rule, event.host, rank=event.rank, detail=event.sentence)
         return _fail(state, failure, event.evidence)
     if event.host not in state.hosts:
         return state, []
-    state = replace(state, heard={**state.heard, event.host: now}, alone=False)
+    state = replace(state, signs=state.signs.add((event.host,), now), alone=False)
     if isinstance(event, NodeEvent):
         state, actions = _node_event(state, event)
     elif not state.hosts[event.host].ended:
@@ -231,20 +231,20 @@ def _node_event(state: Watch, event: NodeEvent) -> Result:
 
 
 def _give_up_silent(state: Watch, now: float) -> Result:
-    if now - min(state.heard.values()) < state.silence_s:
+    if now - state.signs.oldest < state.silence_s:
         return state, []
-    running = running_hosts(state)
-    silent = [host for host in running if now - state.heard[host] >= state.silence_s]
+    heard, running = state.signs.last(), running_hosts(state)
+    silent = [host for host in running if now - heard[host] >= state.silence_s]
     actions: List[Action] = []
     if len(running) > 1 and silent == running:
         limit = _ALONE_TIMES * state.silence_s
-        silent = [host for host in silent if now - state.heard[host] >= limit]
+        silent = [host for host in silent if now - heard[host] >= limit]
         if not state.alone:
             state = replace(state, alone=True)
             actions.append(_told_alone(state, running, limit))
     for host in silent:
         state = _with_host(state, host, phase="given-up")
-        evidence = {"silent_s": round(now - state.heard[host], 1), "limit_s": state.silence_s}
+        evidence = {"silent_s": round(now - heard[host], 1), "limit_s": state.silence_s}
         state, more = _fail(state, Failure("host-silent", host), evidence)
         actions += more
     return _look_for_end(state, actions) if silent else (state, actions)

@@ -6,12 +6,16 @@ cabling or cooling pattern): the cause is then not in a single card.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
+from typing import Any, Callable, Collection, Dict, Iterable, List, Set, Tuple, Union
 
-from orchestrator.watching.progress import RankProgress
+from orchestrator.watching.progress import KEPT, RankProgress
+
+_AHEAD = 8
+"""So many steps ahead ``even_until`` looks: the median stays within the middle half of times."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,25 @@ def find_stragglers(
                 found.append(Straggler(kind, name, tuple(sorted(hit)), ratio))
                 slow -= hit
     return sorted(found, key=lambda one: -one.ratio)
+
+
+def even_until(ranks: Collection[RankProgress], limits: StragglerLimits = StragglerLimits()) -> int:
+    """Up to this step of any of these ranks none can be slow, whatever they report; 0: not known.
+
+    Each step puts one time in the place of another, which moves a rank's median by one place of
+    the sorted times at most. So for some steps it stays between two of the times that are known.
+    """
+    lows, highs, first = [], [], math.inf
+    for rank in ranks:
+        if len(rank.step_times) < max(KEPT, limits.steps) or rank.step is None:
+            return 0
+        times = sorted(rank.step_times)
+        lows.append(times[(KEPT - 1) // 2 - _AHEAD])
+        highs.append(times[KEPT // 2 + _AHEAD])
+        first = min(first, rank.step)
+    if not lows or max(highs) > limits.ratio * median(lows):
+        return 0
+    return int(first) + _AHEAD
 
 
 def _groups(

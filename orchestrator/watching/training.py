@@ -12,14 +12,15 @@ Pure; it has no clock and does no I/O. What is done about a decision is not deci
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Tuple
 
-from orchestrator.watching.divergence import Divergence, DivergenceLimits, observe_loss
+from orchestrator.watching.divergence import Divergence, DivergenceLimits, is_good, observe_loss
 from orchestrator.watching.hang import HangLimits, find_hang
 from orchestrator.watching.progress import RankProgress, observe
 from orchestrator.watching.reducer import Decide
-from orchestrator.watching.straggler import StragglerLimits, find_stragglers
+from orchestrator.watching.straggler import StragglerLimits, even_until, find_stragglers
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Training:
 
     ranks: Mapping[int, RankProgress]
     losses: Mapping[int, Divergence] = field(default_factory=dict)
+    """Of the ranks whose last step was bad."""
     told: FrozenSet[Tuple[str, object]] = frozenset()
+    even_until: int = 0
+    """No rank can be slow before one of them is beyond this step."""
     limits: TrainingLimits = field(default_factory=TrainingLimits)
 
 
@@ -69,7 +73,12 @@ def on_metrics(
         known = ranks.get(rank)
         if known is None:
             continue
-        ranks[rank] = observe(known, line, now)
+        ranks[rank] = seen = observe(known, line, now)
+        if seen.step == known.step:
+            continue
+        if is_good(line):
+            losses.pop(rank, None)
+            continue
         losses[rank], verdict = observe_loss(
             losses.get(rank, Divergence()), line, state.limits.divergence
         )
@@ -86,7 +95,9 @@ def on_metrics(
 
 def on_exit(state: Training, rank: int) -> Training:
     """A rank ended: it is neither still nor slow any more."""
-    return replace(state, ranks={one: view for one, view in state.ranks.items() if one != rank})
+    ranks = dict(state.ranks)
+    ranks.pop(rank, None)
+    return replace(state, ranks=ranks, even_until=0)
 
 
 def sentence(decision: Decide) -> str:
@@ -114,10 +125,19 @@ def on_tick(
     elif ("hang", "hang") in state.told:
         # It moves (again): the next standstill is another one.
         state = replace(state, told=state.told - {("hang", "hang")})
-    for one in find_stragglers(state.ranks.values(), state.limits.straggler) if thorough else ():
-        state, more = _tell(state, "straggler", (one.kind, one.name), one.evidence())
-        decisions += more
+    if thorough and _furthest(state) > state.even_until:
+        slow = find_stragglers(state.ranks.values(), state.limits.straggler)
+        for one in slow:
+            state, more = _tell(state, "straggler", (one.kind, one.name), one.evidence())
+            decisions += more
+        even = 0 if slow else even_until(state.ranks.values(), state.limits.straggler)
+        if even != state.even_until:
+            state = replace(state, even_until=even)
     return state, decisions
+
+
+def _furthest(state: Training) -> float:
+    return max((rank.step or 0 for rank in state.ranks.values()), default=0) or math.inf
 
 
 def hangs(state: Training) -> bool:

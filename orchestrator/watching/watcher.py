@@ -131,12 +131,13 @@ def _hosts(state: Watcher, event: reducer.WatchEvent, now: float) -> Result:
 
 def _metrics(state: Watcher, event: Metrics, now: float) -> Result:
     view, decisions = training.on_metrics(state.training, event.lines, now)
-    first, last = dict(state.first_steps), dict(state.last_steps)
-    for rank, line in event.lines:
-        step = line.get("step")
-        if isinstance(step, int):
-            first.setdefault(rank, step)
-            last[rank] = step
+    steps = [
+        (rank, line["step"]) for rank, line in event.lines if isinstance(line.get("step"), int)
+    ]
+    last = {**state.last_steps, **dict(steps)}
+    first = state.first_steps
+    if len(first) < len(last):
+        first = {**dict(reversed(steps)), **first}
     state = replace(state, training=view, first_steps=first, last_steps=last)
     actions: List[Action] = []
     for one in decisions if state.hosts.stopping is None else ():
@@ -169,10 +170,10 @@ def _tick(state: Watcher, event: Tick, now: float) -> Result:
 
 
 def _all_heard(hosts: reducer.Watch, now: float) -> bool:
-    # The hosts that have ended fall silent: they are only told apart where somebody is.
-    return now - min(hosts.heard.values()) <= UNHEARD_S or all(
-        now - hosts.heard[host] <= UNHEARD_S for host in reducer.running_hosts(hosts)
-    )
+    if now - hosts.signs.oldest <= UNHEARD_S:
+        return True
+    heard = hosts.signs.last()
+    return all(now - heard[host] <= UNHEARD_S for host in reducer.running_hosts(hosts))
 
 
 def _take_stacks(state: Watcher, hang: Decide, now: float) -> Result:

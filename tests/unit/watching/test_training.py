@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from orchestrator.watching.divergence import Divergence, observe_loss
 from orchestrator.watching.hang import HangLimits, find_hang
-from orchestrator.watching.progress import RankProgress, observe
-from orchestrator.watching.straggler import find_stragglers
+from orchestrator.watching.progress import KEPT, RankProgress, observe
+from orchestrator.watching.straggler import even_until, find_stragglers
 from orchestrator.watching.training import (
     Place,
     begin_training,
@@ -311,3 +311,40 @@ def test_the_limit_of_a_step_grows_with_the_pace(steps, pace):
     for number in range(steps):
         rank = observe(rank, step(number, number * pace, pace), 0.0)
     assert HangLimits().of(rank) >= max(600.0, 20 * pace * 0.999)
+
+
+TIMES = st.floats(0.9, 1.3)
+
+
+@given(st.data(), st.integers(3, 8), st.integers(0, 12))
+def test_as_long_as_ranks_are_said_to_stay_even_none_is_slow(data, size, more):
+    many = st.lists(TIMES, min_size=KEPT + more, max_size=KEPT + more)
+    times = [data.draw(many) for _ in range(size)]
+    ranks = [RankProgress(rank, "a", rank, moved=0.0) for rank in range(size)]
+    for done in range(KEPT):
+        ranks = [observe(one, step(done + 1, 0.0, times[one.rank][done]), 0.0) for one in ranks]
+    until = even_until(ranks)
+    for done in range(KEPT, KEPT + more):
+        ranks = [observe(one, step(done + 1, 0.0, times[one.rank][done]), 0.0) for one in ranks]
+        assert done + 1 > until or find_stragglers(ranks) == []
+
+
+def test_ranks_with_few_steps_are_not_said_to_stay_even():
+    state, _ = trained(KEPT)
+    ranks = list(state.ranks.values())
+    assert even_until(ranks) == KEPT + 8
+    assert even_until([*ranks, RankProgress(99, "a", 0, moved=0.0)]) == 0
+    assert even_until([]) == 0
+
+
+def test_a_rank_that_becomes_slow_after_all_were_even_is_named():
+    state, now = trained(KEPT)
+    state, decisions = on_tick(state, now)
+    assert (decisions, state.even_until) == ([], KEPT + 8)
+    for number in range(KEPT + 1, KEPT + 30):
+        now += 2.0
+        lines = [(rank, step(number, now, 4.0 if rank == 3 else 2.0)) for rank in state.ranks]
+        state, _ = on_metrics(state, lines, now)
+        state, more = on_tick(state, now)
+        decisions += more
+    assert [(one.evidence["kind"], one.evidence["name"]) for one in decisions] == [("rank", 3)]
