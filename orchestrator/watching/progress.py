@@ -27,11 +27,19 @@ class RankProgress(NamedTuple):
     heard: bool = False
     phase: str = "startup"
     step: Optional[int] = None
-    step_times: Tuple[float, ...] = ()
+    earlier_times: Tuple[float, ...] = ()
+    times: Tuple[float, ...] = ()
+    """What its steps took. When there are enough of the latter they become the former: a copy of
+    all of them for each step would be most of the work."""
     longest: Mapping[str, float] = MappingProxyType({})
     """The longest that it spent in each phase and came out of; ``step`` for one step."""
     phase_wall: Optional[float] = None
     step_wall: Optional[float] = None
+
+    @property
+    def step_times(self) -> Tuple[float, ...]:
+        """Of its last steps, at most ``KEPT``."""
+        return (self.earlier_times + self.times)[-KEPT:]
 
     @property
     def step_time(self) -> Optional[float]:
@@ -44,7 +52,7 @@ class RankProgress(NamedTuple):
         """Its phase, with ``train`` told apart: ``first step`` or ``step``."""
         if self.phase != "train":
             return self.phase
-        return "first step" if not self.step_times and self.step is None else "step"
+        return "first step" if not self.times and self.step is None else "step"
 
 
 def observe(rank: RankProgress, line: Mapping[str, Any], now: float) -> RankProgress:
@@ -58,7 +66,11 @@ def observe(rank: RankProgress, line: Mapping[str, Any], now: float) -> RankProg
         )
     if type(step) is int and (rank.step is None or step > rank.step):
         taken = number(line.get("step_time_s"))
-        times = rank.step_times
+        earlier, times = rank.earlier_times, rank.times
+        if taken is not None:
+            if len(times) == KEPT:
+                earlier, times = times, ()
+            times = (*times, taken)
         return RankProgress(
             rank.rank,
             rank.host,
@@ -67,7 +79,8 @@ def observe(rank: RankProgress, line: Mapping[str, Any], now: float) -> RankProg
             True,
             "train",
             step,
-            times if taken is None else (*times[1 - KEPT :], taken),
+            earlier,
+            times,
             _longer(rank, "step", rank.step_wall, wall),
             rank.phase_wall,
             wall,
