@@ -31,6 +31,7 @@ BENCHMARKS: Dict[str, Tuple[str, ...]] = {
     "fan_out": ("--hosts", "12", "--rounds", "2"),
     "follow_logs": ("--seconds", "8", "--rounds", "1"),
     "watch_day": ("--hours", "1"),
+    "stop_times": ("--hosts", "3", "--rounds", "1"),
     "stage": ("--hosts", "2", "4", "--mib", "8", "--rounds", "1"),
     "collect": ("--mib", "2", "--rounds", "1"),
     "merge_ckpt": ("--size", "0.3", "--rounds", "1"),

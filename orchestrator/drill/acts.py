@@ -78,7 +78,7 @@ def break_two(scene: Scene) -> None:
 
 def kill_beside_deaf(scene: Scene) -> None:
     scene.trick("deaf", VICTIM + 1)
-    wait_until(lambda: _ignores_term(scene.rank(VICTIM + 1).pid), "a rank that ignores SIGTERM")
+    wait_until(lambda: ignores_term(scene.rank(VICTIM + 1).pid), "a rank that ignores SIGTERM")
     kill_rank(scene)
 
 
@@ -306,7 +306,7 @@ def _stamp(behind_s: float = 0.0) -> str:
     )
 
 
-def _ignores_term(pid: int) -> bool:
+def ignores_term(pid: int) -> bool:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("SigIgn:"):
             return bool(int(line.split()[1], 16) & (1 << (signal.SIGTERM - 1)))

@@ -31,6 +31,7 @@ from orchestrator.runs.layout import RunPaths, RunStore
 
 RUN_ID = "drill"
 RANKS_PER_HOST = 2
+GRACE_S = 2
 _ROWS, _COLUMNS = 256, 64
 _LONG_S = 60.0
 
@@ -108,6 +109,7 @@ class Scene:
     options: Tuple[str, ...] = ()
     """More options of the launch."""
     spares: Tuple[Host, ...] = ()
+    heartbeat_s: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("tricks", "at", "model", "commands"):
@@ -198,7 +200,11 @@ class Scene:
         groups = {"workers": self.hosts, **({"spares": self.spares} if self.spares else {})}
         inventory = self.cluster.inventory(
             hosts=(*self.hosts, *self.spares),
-            job={"grace_s": 2, "heartbeat_s": 0.2, "watch": dict(self.watch)},
+            job={
+                "grace_s": GRACE_S,
+                "heartbeat_s": self.heartbeat_s,
+                "watch": dict(self.watch),
+            },
             groups={
                 name: {"hosts": [host.name for host in hosts]} for name, hosts in groups.items()
             },
