@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Union
 
 from glm2 import sample
 from glm2.config import ModelConfig
-from glm2.download import obtain
+from glm2.download import RELEASED, obtain
 from glm2.errors import ConfigError
 from glm2.metrics import warn
 from glm2.settings import find_config, load_settings
@@ -24,8 +24,6 @@ from glm2.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from glm2.model import Glm2
 
-RELEASED = {"glm2_6b": "run_glm2_6b", "glm2_6b_lora": "run_glm2_6b_lora"}
-"""Names of released models, and the shipped configuration of each."""
 BASE = "glm2_6b"
 """The weights below adapters that come alone."""
 _ENDINGS = (".ckpt", ".safetensors")
@@ -100,7 +98,7 @@ class AutoModel:
         """
         import mindspore as ms
 
-        from glm2.checkpoint import load_weights
+        from glm2.checkpoint import find_weights, load_weights
         from glm2.lora import add_adapters, load_adapted, merge
         from glm2.model import Glm2
 
@@ -108,7 +106,7 @@ class AutoModel:
         ms.set_context(mode=ms.GRAPH_MODE)
         settled = config if isinstance(config, ModelConfig) else config.settled()
         name = settled.checkpoint_name_or_path
-        file = _weights(name, url) if name else None
+        file = find_weights(name, url) if name else None
         model = Glm2(settled)
         add_adapters(model)
         if file is None:
@@ -161,15 +159,3 @@ def _only(folder: Path, endings: tuple, what: str) -> Path:
             f"{folder} must hold one {what} ({' or '.join(endings)}); it holds {found}"
         )
     return files[0]
-
-
-def _weights(name: str, url: Optional[str]) -> Path:
-    """The file of weights that a path or a name stands for."""
-    from glm2.checkpoint import find_weights
-
-    try:
-        return find_weights(name)
-    except ConfigError:
-        if name not in RELEASED:
-            raise
-    return obtain(f"{name}.ckpt", url=url)

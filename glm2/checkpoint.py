@@ -14,14 +14,14 @@ import shutil
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from glm2.adapters import is_adapter, own_name
-from glm2.download import DOWNLOADS
+from glm2.download import DOWNLOADS, RELEASED, URL, obtain
 from glm2.errors import CheckpointError, ConfigError
 from glm2.settings import CHECKPOINT_NAME
 from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state
@@ -147,8 +147,9 @@ def load_state(parameters: Sequence[Parameter], file: Path) -> Progress:
     return Progress(*(found[name].asnumpy().item() for name in PROGRESS_NAMES))
 
 
-def find_weights(name: str) -> Path:
-    """The file that ``load_checkpoint`` means: a path, or a name such as ``glm2_6b``."""
+def find_weights(name: str, url: Optional[str] = None) -> Path:
+    """The file that ``load_checkpoint`` means: a path, or a name such as ``glm2_6b``, which is
+    fetched when it is not here and ``url`` or GLM2_DOWNLOAD_URL says from where."""
     for candidate in (Path(name), *(DOWNLOADS / f"{name}{end}" for end in _ENDINGS)):
         if candidate.is_file():
             if candidate.suffix not in _ENDINGS:
@@ -156,11 +157,12 @@ def find_weights(name: str) -> Path:
                     f"{candidate} is no checkpoint: it must end in .ckpt or .safetensors"
                 )
             return candidate
-    raise ConfigError(
-        f"there are no weights {name}",
-        hint="give --load_checkpoint a .ckpt or .safetensors file"
-        + ("" if "/" in name else f", or put {name}.ckpt into ./{DOWNLOADS}"),
-    )
+    hint = "give --load_checkpoint a .ckpt or .safetensors file"
+    if name in RELEASED:
+        if url or os.environ.get(URL):
+            return obtain(f"{name}.ckpt", url=url)
+        hint += f", put {name}.ckpt into ./{DOWNLOADS}, or set {URL} to the web folder that has it"
+    raise ConfigError(f"there are no weights {name}", hint=hint)
 
 
 def load_weights(model: ms.nn.Cell, file: Path) -> None:

@@ -28,6 +28,8 @@ from glm2.metrics import warn
 DOWNLOADS = Path("checkpoint_download") / "glm2"
 """Where the guide's ``from_pretrained`` keeps what it has fetched."""
 URL = "GLM2_DOWNLOAD_URL"
+RELEASED = {"glm2_6b": "run_glm2_6b", "glm2_6b_lora": "run_glm2_6b_lora"}
+"""Released models, and the shipped configuration of each."""
 CHUNK = 1 << 20
 ATTEMPTS = 5
 """Times in a row that a connection may break without a byte more; each begins where it was."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import stat
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Dict
 
@@ -248,6 +252,29 @@ class TestFindWeights:
         file.parent.mkdir(parents=True)
         file.write_bytes(b"")
         assert find_weights("glm2_6b").resolve() == file
+
+    def test_a_released_one_is_fetched_from_where_the_environment_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "web").mkdir()
+        (tmp_path / "web" / "glm2_6b.ckpt").write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        (tmp_path / "web" / "glm2_6b.ckpt.sha256").write_text(f"{digest}  glm2_6b.ckpt\n")
+        monkeypatch.chdir(tmp_path)
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            monkeypatch.setenv("GLM2_DOWNLOAD_URL", f"http://127.0.0.1:{server.server_port}")
+            try:
+                assert find_weights("glm2_6b").read_bytes() == b"weights"
+            finally:
+                server.shutdown()
+                thread.join()
+        with pytest.raises(ConfigError, match="no weights another"):
+            find_weights("another")
 
     def test_a_file_of_another_kind_is_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "weights.bin"
