@@ -11,7 +11,10 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glm2.config import IGNORED_LABEL
+from glm2.data import encode_row, read_rows
 from glm2.errors import ConfigError, UsageError
+from glm2.settings import Dataset
 from glm2.tokenizer import SPECIAL_TOKENS, Tokenizer, build_prompt, pad_left
 
 REPOSITORY = Path(__file__).parents[3]
@@ -100,6 +103,25 @@ def test_ids_of_chatglm2_are_those_of_the_reference(real: Tokenizer) -> None:
 def test_a_prompt_of_chatglm2_survives(real: Tokenizer) -> None:
     prompt = build_prompt("类型#裤*版型#宽松", [("你好", "Hello, world")])
     assert real.decode(real.encode(prompt)) == prompt
+
+
+def test_every_row_of_advertisegens_eval_set_is_learned_whole_or_cut_where_it_is_too_long(
+    real: Tokenizer,
+) -> None:
+    file = SHARED / "data" / "AdvertiseGen_dev.json"
+    if not file.is_file():
+        pytest.skip("AdvertiseGen's eval set is not at hand (GLM2_SHARED)")
+    found = read_rows(file)
+    assert (len(found.rows), found.bad) == (1070, ())
+    dataset = Dataset("", "", max_source_length=64, max_target_length=128)
+    for row in found.rows:
+        ids, labels = encode_row(row, real, dataset)
+        learned = [label for label in labels if label != IGNORED_LABEL]
+        assert len(ids) == len(labels) == 193
+        assert learned[-1] == real.eos_id
+        answer = real.encode(row.summary, special=False)
+        assert learned[:-1] == answer[:128]
+        assert real.decode(answer) == row.summary
 
 
 class TestCall:
