@@ -84,6 +84,8 @@ class Server:
     address: str
     port: int
     process: Optional[subprocess.Popen[bytes]] = None
+    within: Tuple[str, ...] = ()
+    """A command that becomes the server it is given, elsewhere: ``ip netns exec NAME``."""
 
     def configure(self, authorized_keys: Path, extra: str = "") -> str:
         """Write key and configuration, with the lines ``extra`` of sshd_config; returns the line
@@ -109,6 +111,7 @@ class Server:
     def start(self) -> None:
         (self.folder / "sshd.pid").unlink(missing_ok=True)
         command = [
+            *self.within,
             sshd(),
             "-D",
             "-f",
