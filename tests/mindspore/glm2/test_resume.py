@@ -158,14 +158,15 @@ def start(workers: Workers, folder: Path, *words: str) -> Process:
     )  # fmt: skip
 
 
-def begin(workers: Workers, folder: Path, done: int) -> Process:
-    """A training that would go on for long, after ``done`` steps."""
-    worker = start(workers, folder, "--set", "runner_config.epochs=200")
+def begin(workers: Workers, folder: Path, come: Callable[[], bool], what: str) -> Process:
+    """A training that would go on for long, when it has ``come`` somewhere. It keeps all its
+    checkpoints: a step takes some 20 ms, and who looks may be late by many."""
+    worker = start(
+        workers, folder, "--set", "runner_config.epochs=200",
+        "--set", "callbacks.1.keep_checkpoint_max=1000",
+    )  # fmt: skip
     file = folder / "output/log/rank_0/metrics.jsonl"
-    wait_until(
-        lambda: worker.poll() is not None or (file.is_file() and len(steps(folder)) >= done),
-        f"step {done}",
-    )
+    wait_until(lambda: worker.poll() is not None or (file.is_file() and come()), what)
     return worker
 
 
@@ -182,7 +183,7 @@ def check_same_course(folder: Path, alone: Path, first: int) -> None:
 def test_a_run_that_was_killed_goes_on_to_the_bit_from_its_last_whole_step(
     workers: Workers, alone: Path, data: Path, tmp_path: Path
 ) -> None:
-    worker = begin(workers, tmp_path, done=7)
+    worker = begin(workers, tmp_path, lambda: len(steps(tmp_path)) >= 7, "step 7")
     worker.kill()
     worker.wait(timeout=30)
     place = tmp_path / "output" / "checkpoint" / "rank_0"
@@ -221,11 +222,16 @@ def test_a_run_that_was_killed_goes_on_to_the_bit_from_its_last_whole_step(
 def test_a_run_that_was_asked_to_stop_saves_and_goes_on_to_the_bit(
     workers: Workers, alone: Path, tmp_path: Path
 ) -> None:
-    worker = begin(workers, tmp_path, done=2)
+    # It is asked while it compiles, which takes seconds, and stops behind its first step; asked
+    # later, it could have come further than the unbroken run before the signal was sent.
+    def compiling() -> bool:
+        return any(line.get("phase") == "compile" for line in metrics(tmp_path))
+
+    worker = begin(workers, tmp_path, compiling, "compiling")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == 143, (tmp_path / "rank_0.log").read_text()
     done = len(steps(tmp_path))
-    assert 2 <= done < 12, "the machine is too slow for this test"
+    assert 1 <= done < 12, "the machine is too slow for this test"
     assert metrics(tmp_path)[-1]["phase"] == "done"
     resumed = start(workers, tmp_path, "--resume_training", "True")
     assert resumed.wait(timeout=120) == 0, (tmp_path / "rank_0.log").read_text()
