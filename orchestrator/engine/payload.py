@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import marshal
+import py_compile
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import List
@@ -15,7 +16,6 @@ from orchestrator.transport.base import RemoteFile
 
 _NOT_COMPILED = ("catalogue", "preflight", "probe", "relay", "sender", "staged", "unpack")
 """Programs that are never run from the run folder, but sent when they are wanted."""
-_UNCHECKED_HASH = 1
 
 
 def host_files(plan: Plan, host: HostPlan) -> List[RemoteFile]:
@@ -53,12 +53,13 @@ def worker_folder() -> Path:
 @cache
 def _compiled(source: Path) -> bytes:
     """The content of its .pyc file, which is not compared with the source again (PEP 552)."""
-    text = source.read_bytes()
-    code = compile(text, source.name, "exec", dont_inherit=True)
-    flags = _UNCHECKED_HASH.to_bytes(4, "little")
-    return (
-        importlib.util.MAGIC_NUMBER + flags + importlib.util.source_hash(text) + marshal.dumps(code)
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder, "compiled.pyc")
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        py_compile.compile(
+            str(source), str(compiled), source.name, doraise=True, invalidation_mode=mode
+        )
+        return compiled.read_bytes()
 
 
 def _tree(folder: Path, prefix: str, patterns: tuple[str, ...]) -> List[RemoteFile]:
