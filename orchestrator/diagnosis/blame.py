@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.diagnosis.cause import Diagnosis
+from orchestrator.watching.reducer import LOST
 
 _HOST = {"EL0001", "E30005", "EJ0002", "EJ0003", "EI0010", "E30003", "aicore", "disk-full"}
 """The hardware or system of one host."""
@@ -15,7 +16,7 @@ _USER = {"EI0003", "EI0005", "dataset", "missing-shard", "loss-nan", "scale-coll
 def blame(diagnosis: Diagnosis, rule: str) -> str:
     """``user``, ``config``, ``host``, ``network`` or ``unknown``. ``rule`` is what made the
     watcher stop the run: a host that was lost is at fault whatever the logs say."""
-    if rule in ("host-silent", "supervisor-lost"):
+    if rule in LOST:
         return "host"
     if rule in _USER:
         return "user"

@@ -14,6 +14,7 @@ from orchestrator.drill.faults import Expected, Fault
 from orchestrator.drill.processes import DrillTimeout, wait_until
 from orchestrator.drill.scene import Done, Scene, Steps, standin
 from orchestrator.errors import OrchError
+from orchestrator.watching.reducer import LOST
 
 _HOSTS = 2
 
@@ -59,7 +60,7 @@ def cause(answer: Mapping[str, Any], *, whole_host: bool = False) -> str:
         return f"{errors[0].get('code')} {errors[0].get('host') or ''}".strip()
     told: Dict[str, Any] = answer.get("cause") or {}
     rule = str(told.get("rule") or "")
-    if rule in ("host-silent", "supervisor-lost"):
+    if rule in LOST:
         return f"{rule} {told.get('host')}"
     diagnosis: Dict[str, Any] = answer.get("diagnosis") or {}
     if not diagnosis.get("found") or diagnosis.get("rule") == "journal":

@@ -18,6 +18,7 @@ from orchestrator.runs import lease
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.layout import RunPaths
 from orchestrator.transport.pool import Outcome
+from orchestrator.watching.reducer import STOP_REASON
 
 Progress = Callable[[str], None]
 Answer = Dict[str, Any]
@@ -97,7 +98,7 @@ def stop_run(run: OpenRun, *, grace_s: float, progress: Progress) -> List[Outcom
 
     def stop(transport: Any) -> Answer:
         supervisor = run.supervisor(plans[transport.name])
-        return supervisor.stop("stopped by request", grace_s=grace_s)
+        return supervisor.stop(STOP_REASON, grace_s=grace_s)
 
     outcomes = on_each(run.transports, "stopping", stop, progress)
     for outcome in outcomes:

@@ -14,10 +14,11 @@ from orchestrator.diagnosis.reading import read_log
 from orchestrator.diagnosis.signatures import SignatureTable, load_table
 from orchestrator.engine.control import read_plan
 from orchestrator.errors import OrchError
-from orchestrator.runs.journal import parse_line, read_events
+from orchestrator.runs.clocks import clock_ahead
+from orchestrator.runs.journal import read_events
 from orchestrator.runs.layout import RunPaths
 from orchestrator.runs.state import ProcessState, ProcessStatus, RunState, read_state
-from orchestrator.watching.reducer import Failure
+from orchestrator.watching.reducer import LOST, Failure
 
 Progress = Callable[[str], None]
 
@@ -62,7 +63,7 @@ def run_case(
 ) -> Case:
     """A run as a case."""
     state = read_state(paths)
-    ahead = {host.name: _clock_ahead(paths, host.name) for host in state.hosts}
+    ahead = {host.name: clock_ahead(paths, host.name) for host in state.hosts}
     exits = {host.name: _exits(paths, host.name) for host in state.hosts}
     processes: List[Process] = []
     for number, process in enumerate(state.processes, 1):
@@ -136,15 +137,6 @@ def _exits(paths: RunPaths, host: str) -> Dict[str, Dict[str, Mapping[str, Any]]
     return found
 
 
-def _clock_ahead(paths: RunPaths, host: str) -> Optional[float]:
-    """Seconds by which a host's clock is ahead of ours, from its last sign of life."""
-    try:
-        beat = parse_line(paths.host_beat(host).read_bytes()) or {}
-        return float(beat["host_wall"]) - float(beat["wall"])
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
-
-
 def _devices(paths: RunPaths) -> Dict[Device, int]:
     """What HCCL calls the devices of the run, as far as its plan tells."""
     try:
@@ -175,7 +167,8 @@ def _lost_hosts(paths: RunPaths) -> Dict[str, str]:
     lost: Dict[str, str] = {}
     for event in read_events(paths.journal):
         rule = event.get("rule")
-        host = (event.get("evidence") or {}).get("host")
-        if rule in ("host-silent", "supervisor-lost") and isinstance(host, str):
-            lost.setdefault(host, Failure(rule, host).sentence())
+        seen = event.get("evidence") or {}
+        host = seen.get("host")
+        if rule in LOST and isinstance(host, str):
+            lost.setdefault(host, str(seen.get("sentence") or Failure(rule, host).sentence()))
     return lost

@@ -27,6 +27,7 @@ from orchestrator.engine.reader import (
 from orchestrator.engine.recording import Recording
 from orchestrator.engine.supervisor import Supervisor
 from orchestrator.errors import OrchError
+from orchestrator.runs.clocks import clock_ahead
 from orchestrator.runs.journal import Journal, last_events, read_events
 from orchestrator.runs.layout import RunPaths
 from orchestrator.watching import reducer, watcher
@@ -100,11 +101,11 @@ def follow(
 def in_order(
     backlog: Sequence[reducer.NodeEvent], decided: Sequence[Mapping[str, Any]]
 ) -> List[reducer.NodeEvent]:
-    """What happened before this controller came, by the hosts' clocks.
+    """What happened before this controller came, in the order of time.
 
     Where an earlier controller (its events: ``decided``) stopped the run because of a failure,
-    failures come first: on a host whose clock is behind, the stop that followed from one would
-    seem to have come before it, as a request.
+    failures come first: should a host's clock be further behind than is known, the stop that
+    followed from one would seem to have come before it, as a request.
     """
     rules = {event.get("rule") for event in decided if _is_stop(event)}
     failed = bool(rules - {"stop-requested"})
@@ -113,7 +114,7 @@ def in_order(
         event = item.event
         exited = event.get("event") == "process_exited"
         culprit = exited and not event.get("collateral") and event.get("code") != 0
-        return not (failed and culprit), float(event.get("wall", 0))
+        return not (failed and culprit), item.wall or 0.0
 
     return sorted(backlog, key=key)
 
@@ -180,7 +181,7 @@ class _Loop:
         )
         self._act(actions)
         backlog = [
-            reducer.NodeEvent(host.name, event)
+            reducer.NodeEvent(host.name, event, clock_ahead(self._paths, host.name) or 0.0)
             for host in hosts
             for event in read_events(self._paths.host_journal(host.name))
         ]

@@ -63,15 +63,6 @@ class Mirror:
             copy = self._copies[path] = _Copy(path)
         return copy.append(offset, data)
 
-    def beat(self, wall: float, received: float) -> None:
-        """Remember when the host was last heard: its clock and ours (Unix seconds)."""
-        path = self._paths.host_beat(self._host)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        text = json.dumps({"wall": received, "host_wall": wall})
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-
     def _target(self, file: str) -> Path:
         """Where a host's file is kept. The names come from a host: only known shapes pass."""
         parts = file.split("/")

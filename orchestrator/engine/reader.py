@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 from orchestrator.engine.mirror import Mirror
 from orchestrator.engine.supervisor import FrameStream, Supervisor
 from orchestrator.errors import Fenced, OrchError, TransportError
+from orchestrator.runs.clocks import HostClock
 from orchestrator.runs.journal import parse_line
 from orchestrator.runs.layout import RunPaths
 from orchestrator.watching import reducer, watcher
@@ -95,6 +96,7 @@ class Reader:
     ) -> None:
         self._host = host
         self._mirror = Mirror(paths, host.name)
+        self._clock = HostClock(paths, host.name)
         self._post = post
         self._logs = logs
         self._closing = threading.Event()
@@ -164,10 +166,10 @@ class Reader:
         elif kind == "event":
             event = frame["event"]
             self._mirror.append_event(frame["off"], event)
-            self._post(Seen(reducer.NodeEvent(name, event)))
+            self._post(Seen(reducer.NodeEvent(name, event, self._clock.ahead)))
             self._post(Shown(lambda seen: seen.host_event(name, event)))
         elif kind == "beat":
-            self._mirror.beat(frame["wall"], time.time())
+            self._clock.beat(frame["wall"], time.time())
             self._post(Seen(reducer.Heard((name,))))
         elif kind == "lost":
             self._post(Seen(reducer.SupervisorLost(name)))

@@ -55,7 +55,7 @@ class Recording:
         if isinstance(event, reducer.Heard):
             self._write(now, heard=list(event.hosts))
         elif isinstance(event, reducer.NodeEvent):
-            self._write(now, node=event.host, event=dict(event.event))
+            self._write(now, node=event.host, event=dict(event.event), ahead=event.ahead)
         elif isinstance(event, reducer.SupervisorLost):
             self._write(now, lost=event.host)
         elif isinstance(event, reducer.Tick):
@@ -109,7 +109,7 @@ def _event(
     if "heard" in record:
         return reducer.Heard(tuple(record["heard"]))
     if "node" in record:
-        return reducer.NodeEvent(record["node"], record["event"])
+        return reducer.NodeEvent(record["node"], record["event"], record["ahead"])
     if "lost" in record:
         return reducer.SupervisorLost(record["lost"])
     if "metrics" in record:

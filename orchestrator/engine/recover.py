@@ -25,6 +25,7 @@ from orchestrator.notifications.announcer import Announcer
 from orchestrator.runs.journal import Journal, read_events
 from orchestrator.runs.layout import RunPaths, RunStore
 from orchestrator.runs.quarantine import Quarantine
+from orchestrator.watching.reducer import LOST
 from orchestrator.watching.retry import GIVE_UP, Attempt, Decision, Policy, decide
 
 STOPPED = "stop-requested"
@@ -207,7 +208,7 @@ def _attempt(paths: RunPaths, record: Record, end: Mapping[str, Any]) -> Tuple[A
     rule = str(cause.get("rule") or "")
     answer = diagnose_run(paths, tables())
     host = cause.get("host")
-    if rule not in ("host-silent", "supervisor-lost") and answer.who:
+    if rule not in LOST and answer.who:
         names = {process.host for process in answer.who}
         host = names.pop() if len(names) == 1 else None
     signature = answer.signature.id if answer.signature is not None else rule or answer.rule

@@ -107,7 +107,7 @@ class Supervision:
         until = time.monotonic() + KILL_PATIENCE_S
         while left and time.monotonic() < until:
             for process in left:
-                processes.send(process, signal.SIGKILL)
+                self._signal_process(process, signal.SIGKILL)
             time.sleep(_KILL_EVERY_S)
             self._reap()
             left = self._members()
@@ -216,8 +216,9 @@ class Supervision:
         child.popen.returncode = child.code if signum is None else -signum
         name = None if signum is None else processes.signal_name(signum)
         # A service that fails after the last rank has ended does no harm.
-        failed = child.code != 0 and not child.signalled and ranks_run
-        self._record_exit(child.spec, child.code, name, child.signalled, failed=failed)
+        collateral = child.signalled or (child.code != 0 and not ranks_run)
+        failed = child.code != 0 and not collateral
+        self._record_exit(child.spec, child.code, name, collateral, failed=failed)
 
     def _record_exit(
         self,

@@ -12,7 +12,8 @@ from orchestrator.planning.facts import VERSIONS
 from orchestrator.planning.plan import Plan, PlannedProcess, plan_from_json
 from orchestrator.report.curves import RankHistory, read_history
 from orchestrator.report.reading import RunReader, Snapshot
-from orchestrator.runs.journal import last_events, read_events
+from orchestrator.runs.clocks import clock_ahead
+from orchestrator.runs.journal import read_events
 from orchestrator.runs.layout import RunPaths
 from orchestrator.runs.state import Event
 
@@ -62,7 +63,7 @@ def gather(
         shot=shot,
         histories=tuple(histories),
         node_events={name: tuple(read_events(paths.host_journal(name))) for name in hosts},
-        ahead={name: _ahead(last_events(paths.host_beat(name))) for name in hosts},
+        ahead={name: clock_ahead(paths, name) or 0.0 for name in hosts},
         plan=plan,
         plan_problem=problem,
         collected=_collected(paths),
@@ -125,13 +126,6 @@ def _plan(paths: RunPaths) -> Tuple[Optional[Plan], str]:
         return None, f"the plan cannot be read: {error.strerror}"
     except OrchError as error:
         return None, str(error)
-
-
-def _ahead(beats: List[Dict[str, Any]]) -> float:
-    try:
-        return float(beats[-1]["host_wall"]) - float(beats[-1]["wall"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return 0.0
 
 
 def _collected(paths: RunPaths) -> Tuple[Collected, ...]:

@@ -4,11 +4,14 @@ Rules, each journaled with its evidence when it fires:
 
 ``rank-failed``      a rank ended badly by itself: stop all other hosts at once (fail fast).
 ``supervisor-lost``  a host's supervisor vanished without an ending: stop the others.
+``supervisor-failed``  a supervisor ended its ranks because of a mistake of its own, or because
+                     nobody started them in time: stop the others.
 ``host-silent``      nothing was heard of a host for ``silence_s``: unreachable is not dead, so
                      this long is waited before the run is given up; then stop the others.
 ``all-silent``       nothing is heard of any of several hosts: more likely our own network. That
                      is waited out ten times as long before ``host-silent`` is decided.
-``stop-requested``   an operator asked for it.
+``stop-requested``   an operator asked for it. What failed before that is the first cause all the
+                     same, whichever of both is heard of first; what fails later is a consequence.
 
 What the metrics give away (``hang``, ``loss-nan``, ``scale-collapse``: see ``training``) comes in
 as ``Judged``, from ``watcher``.
@@ -23,13 +26,18 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from orchestrator.watching.signs import Signs, first_signs
 
+LOST = ("host-silent", "supervisor-lost", "supervisor-failed")
+"""Rules by which a host is to blame, whatever the logs of its ranks say."""
+STOP_REQUESTED = "stop-requested"
+STOP_REASON = "stopped by request"
+"""What hosts are told, and journal, when an operator ends the run; else it is a sentence."""
 _ALONE_TIMES = 10
 """How much longer is waited where no host at all is heard."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The first failure of a run: where, what, when (the host's Unix time)."""
+    """The first failure of a run: where, what, when (Unix time, by our clock)."""
 
     rule: str
     host: str
@@ -38,7 +46,7 @@ class Failure:
     exit_code: Optional[int] = None
     wall: Optional[float] = None
     detail: str = ""
-    """The sentence, for rules that the metrics made fire."""
+    """The sentence, where it does not follow from the rest."""
 
     def sentence(self) -> str:
         """One sentence for an operator."""
@@ -71,6 +79,8 @@ class Watch:
     signs: Signs
     silence_s: float = 60.0
     stopping: Optional[str] = None
+    requested: Optional[float] = None
+    """When an operator's stop came to the first host (Unix time, by our clock)."""
     failure: Optional[Failure] = None
     over: bool = False
     alone: bool = False
@@ -86,10 +96,19 @@ class Heard:
 
 @dataclass(frozen=True)
 class NodeEvent:
-    """One line of a host's journal."""
+    """One line of a host's journal. ``ahead``: by how much its clock is ahead of ours (s)."""
 
     host: str
     event: Mapping[str, Any] = field(default_factory=dict)
+    ahead: float = 0.0
+
+    @property
+    def wall(self) -> Optional[float]:
+        """When it happened, by our clock (Unix time)."""
+        wall = self.event.get("wall")
+        if isinstance(wall, bool) or not isinstance(wall, (int, float)):
+            return None
+        return wall - self.ahead
 
 
 @dataclass(frozen=True)
@@ -169,7 +188,7 @@ def reduce(state: Watch, event: WatchEvent, now: float) -> Result:
         return replace(state, signs=state.signs.add(event.hosts, now), alone=False), []
     if isinstance(event, Judged):
         failure = Failure(event.rule, event.host, rank=event.rank, detail=event.sentence)
-        return _fail(state, failure, event.evidence)
+        return _fail(state, failure, event.evidence, ending="")
     if event.host not in state.hosts:
         return state, []
     state = replace(state, signs=state.signs.add((event.host,), now), alone=False)
@@ -217,17 +236,45 @@ def _node_event(state: Watch, event: NodeEvent) -> Result:
             process=data.get("name"),
             rank=data.get("rank"),
             exit_code=data.get("code"),
-            wall=data.get("wall"),
+            wall=event.wall,
         )
         return _fail(state, failure, {"event": dict(data)})
-    if kind == "stopping" and data.get("by") != "supervisor" and state.stopping is None:
-        sentence = f"stopping the run: a stop was requested on {host}"
-        decision = Decide("stop-requested", {"host": host, "event": dict(data)}, sentence=sentence)
-        state = replace(state, stopping="stop-requested")
-        return state, [decision, *_stop_others(state, host, "stop requested on another host")]
+    if kind == "stopping" and data.get("by") != "supervisor":
+        return _requested(state, event)
+    if kind == "stopping" and state.stopping is None:
+        sentence = f"the supervisor on {host} ended the run: {data.get('reason')}"
+        failure = Failure("supervisor-failed", host, wall=event.wall, detail=sentence)
+        return _fail(state, failure, {"event": dict(data), "sentence": sentence})
     if kind == "finished":
         state = _with_host(state, host, phase="finished", outcome=data.get("outcome"))
     return state, []
+
+
+def _requested(state: Watch, event: NodeEvent) -> Result:
+    """A host was asked to stop: by an operator, unless it was us."""
+    data, host = event.event, event.host
+    actions: List[Action] = []
+    if state.stopping is None:
+        sentence = f"stopping the run: a stop was requested on {host}"
+        actions.append(
+            Decide(STOP_REQUESTED, {"host": host, "event": dict(data)}, "stop", sentence)
+        )
+        actions += _stop_others(state, host, "stop requested on another host")
+    elif state.stopping != STOP_REQUESTED and data.get("reason") != STOP_REASON:
+        return state, []
+    walls = [wall for wall in (state.requested, event.wall) if wall is not None]
+    state = replace(state, requested=min(walls, default=None))
+    if state.failure is not None and _follows_request(state, state.failure):
+        state = replace(state, failure=None)
+    if state.failure is None:
+        state = replace(state, stopping=STOP_REQUESTED)
+    return state, actions
+
+
+def _follows_request(state: Watch, failure: Failure) -> bool:
+    """Whether it failed when an operator had stopped the run already."""
+    failed, asked = failure.wall, state.requested
+    return failed is not None and asked is not None and failed >= asked
 
 
 def _give_up_silent(state: Watch, now: float) -> Result:
@@ -259,24 +306,26 @@ def _told_alone(state: Watch, hosts: List[str], limit: float) -> Decide:
     return Decide("all-silent", evidence, "wait", sentence)
 
 
-def _fail(state: Watch, failure: Failure, evidence: Mapping[str, Any]) -> Result:
-    """The first failure stops everything else; later ones are consequences."""
-    if state.failure is not None or state.stopping is not None:
-        earlier = state.failure
-        if (
-            earlier is not None
-            and failure.wall is not None
-            and earlier.wall is not None
-            and failure.wall < earlier.wall
-        ):
-            state = replace(state, failure=failure)
-        return state, []
+def _fail(
+    state: Watch, failure: Failure, evidence: Mapping[str, Any], ending: Optional[str] = None
+) -> Result:
+    """The first failure stops everything else; later ones are consequences. ``ending`` is the
+    host that ends by itself: by default the one where something failed."""
+    if state.stopping is not None:
+        return (replace(state, failure=failure) if _came_first(state, failure) else state), []
     state = replace(state, failure=failure, stopping=failure.rule)
     sentence = f"stopping the run: {failure.sentence()}"
     decision = Decide(failure.rule, {"host": failure.host, **evidence}, sentence=sentence)
-    # A host where something failed ends by itself; one whose metrics are bad does not.
-    origin = "" if failure.detail else failure.host
+    origin = failure.host if ending is None else ending
     return state, [decision, *_stop_others(state, origin, failure.sentence())]
+
+
+def _came_first(state: Watch, failure: Failure) -> bool:
+    """Whether a failure that is heard of while the run ends is why it ends, nevertheless."""
+    if state.failure is None and failure.rule == "host-silent":
+        return True  # not because of the request that there was
+    known = state.requested if state.failure is None else state.failure.wall
+    return failure.wall is not None and known is not None and failure.wall < known
 
 
 def _stop_others(state: Watch, origin: str, reason: str) -> List[Action]:
@@ -289,9 +338,12 @@ def _stop_others(state: Watch, origin: str, reason: str) -> List[Action]:
 
 def _outcome(state: Watch) -> str:
     outcomes = {view.outcome for view in state.hosts.values()}
-    if state.failure is not None or outcomes - {"succeeded", "cancelled"}:
+    if state.failure is not None:
         return "failed"
-    return "cancelled" if "cancelled" in outcomes else "succeeded"
+    if outcomes <= {"succeeded"}:
+        return "succeeded"
+    asked = state.stopping == STOP_REQUESTED
+    return "cancelled" if asked or outcomes <= {"succeeded", "cancelled"} else "failed"
 
 
 def _with_host(state: Watch, host: str, **changes: Any) -> Watch:

@@ -38,7 +38,7 @@ def run(tmp_path):
     for host, ahead in (("a", 0.0), ("b", 20.0)):
         beat = paths.host_beat(host)
         beat.parent.mkdir(parents=True)
-        beat.write_text(json.dumps({"wall": STARTED + 60, "host_wall": STARTED + 60 + ahead}))
+        beat.write_text(json.dumps({"wall": STARTED + 60, "ahead": ahead}))
         for rank in HOSTS[host]:
             event(paths, host, STARTED + ahead, "process_started", name=f"rank_{rank}", rank=rank)
     return paths

@@ -40,6 +40,9 @@ def test_at_take_over_a_clock_that_is_behind_does_not_hide_the_cause():
     assert (cause.host, cause.process, cause.exit_code) == ("a", "rank_0", 3)
     # Without such a decision the order of time holds: it was a request.
     assert replay(in_order([stop, failure], [])).failure is None
+    # Of a clock that is known to be behind, the right time is known.
+    late = reducer.NodeEvent("b", stop.event, ahead=-80.0)
+    assert replay(in_order([late, failure], [])).failure == cause
 
 
 class FakeStream:

@@ -43,7 +43,7 @@ def made_run(
         folder = paths.host_journal(name).parent
         folder.mkdir(parents=True)
         heard = now - (40.0 if number in silent else 0.4)
-        paths.host_beat(name).write_text(json.dumps({"wall": heard, "host_wall": heard + 0.2}))
+        paths.host_beat(name).write_text(json.dumps({"wall": heard, "ahead": 0.2}))
         _host_journal(paths, name, ranks[number], failed_rank, ended, now)
         for rank in ranks[number]:
             own = steps - 3 if number in silent else steps

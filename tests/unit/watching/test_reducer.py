@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import List, Tuple
 
 from hypothesis import given
@@ -105,6 +107,109 @@ def test_stop_by_request_is_a_cancellation_on_all_hosts():
     )
     assert [type(action) for action in actions] == [Decide, StopHost, Finish]
     assert actions[-1] == Finish("cancelled", None)
+
+
+def requested(host: str, wall: float) -> NodeEvent:
+    reason = reducer.STOP_REASON
+    event = {"event": "stopping", "by": "stop (pid 7)", "reason": reason, "wall": wall}
+    return NodeEvent(host, event)
+
+
+def test_what_failed_before_a_stop_is_the_cause_even_if_it_is_heard_of_later():
+    state, actions = play(
+        reducer.begin(["a", "b"], 0.0),
+        (requested("a", 10.0), 1.0),
+        (exited("b", "rank_1", 1, wall=9.0), 1.1),
+        (finished("a", "cancelled"), 2.0),
+        (finished("b", "failed"), 2.0),
+    )
+    assert [one.rule for one in actions if isinstance(one, Decide)] == ["stop-requested"]
+    assert state.failure is not None
+    assert (state.failure.process, state.failure.wall) == ("rank_1", 9.0)
+    assert actions[-1] == Finish("failed", state.failure)
+
+
+def test_clocks_are_corrected_before_a_failure_and_a_stop_are_compared():
+    late = exited("b", "rank_1", 1, wall=309.0)
+    for ahead, outcome in ((300.0, "failed"), (298.0, "cancelled")):
+        _, actions = play(
+            reducer.begin(["a", "b"], 0.0),
+            (requested("a", 10.0), 1.0),
+            (replace(late, ahead=ahead), 1.1),
+            (finished("a", "cancelled"), 2.0),
+            (finished("b", "failed"), 2.0),
+        )
+        assert actions[-1].outcome == outcome
+
+
+def test_what_fails_after_a_stop_is_a_consequence_even_if_it_is_heard_of_first():
+    """The ranks of a host that is asked a little later lose the others."""
+    _, actions = play(
+        reducer.begin(["a", "b"], 0.0),
+        (exited("b", "rank_1", 1, wall=10.5), 1.0),
+        (requested("a", 10.0), 1.1),
+        (finished("a", "cancelled"), 2.0),
+        (finished("b", "failed"), 2.0),
+    )
+    assert actions[-1] == Finish("cancelled", None)
+
+
+def test_our_own_stop_is_no_request_however_the_clocks_are():
+    _, actions = play(
+        reducer.begin(["a", "b"], 0.0),
+        (exited("b", "rank_1", 1, wall=10.5), 1.0),
+        (NodeEvent("a", {"event": "stopping", "by": "stop (pid 7)", "wall": 4.0}), 1.1),
+        (finished("a", "cancelled"), 2.0),
+        (finished("b", "failed"), 2.0),
+    )
+    assert actions[-1].outcome == "failed"
+
+
+def test_a_host_that_falls_silent_while_a_run_is_stopped_is_told():
+    state, actions = play(
+        reducer.begin(["a", "b"], 0.0, silence_s=60.0),
+        (requested("a", 10.0), 1.0),
+        (finished("a", "cancelled"), 2.0),
+        (Tick(), 90.0),
+    )
+    assert state.failure is not None
+    assert (state.failure.rule, state.failure.host) == ("host-silent", "b")
+    assert actions[-1] == Finish("failed", state.failure)
+
+
+def test_a_supervisor_that_ends_the_run_by_itself_is_a_failure():
+    event = {"event": "stopping", "by": "supervisor", "reason": "internal error", "wall": 1.0}
+    state, actions = play(reducer.begin(["a", "b"], 0.0), (NodeEvent("a", event), 1.0))
+    assert [one.host for one in actions if isinstance(one, StopHost)] == ["b"]
+    assert state.failure is not None
+    assert state.failure.sentence() == "the supervisor on a ended the run: internal error"
+
+
+JOURNALS = st.fixed_dictionaries(
+    {
+        host: st.lists(
+            st.tuples(st.sampled_from(["fails", "asked"]), st.integers(0, 20)), max_size=3
+        ).map(lambda events: sorted(events, key=lambda event: event[1]))
+        for host in ("a", "b", "c")
+    }
+)
+
+
+@given(JOURNALS, st.randoms(use_true_random=False))
+def test_the_first_cause_does_not_depend_on_which_host_is_heard_first(journals, chance):
+    """It is the earliest failure before the first request, by the clocks."""
+    waiting = {host: list(events) for host, events in journals.items()}
+    state = reducer.begin(list(journals), 0.0)
+    while any(waiting.values()):
+        host = chance.choice([host for host, events in waiting.items() if events])
+        kind, wall = waiting[host].pop(0)
+        event = requested(host, wall) if kind == "asked" else exited(host, "rank_0", 1, wall=wall)
+        state, _ = reducer.reduce(state, event, 1.0)
+    told = [(wall, kind) for events in journals.values() for kind, wall in events]
+    asked = min((wall for wall, kind in told if kind == "asked"), default=math.inf)
+    failed = min((wall for wall, kind in told if kind == "fails"), default=math.inf)
+    found = math.inf if state.failure is None else state.failure.wall
+    assert found == (failed if failed < asked else math.inf)
 
 
 def test_silence_is_waited_out_before_a_host_is_given_up():
