@@ -98,15 +98,14 @@ def choose(source: Source, gather: Gather) -> Path:
         limit = oldest
 
 
-def set_aside(folder: Path, chosen: Path) -> None:
-    """Rename the files behind the chosen step: training takes another course from there, and
-    the next resume must not find them."""
-    match = CHECKPOINT_NAME.match(chosen.name)
-    assert match, chosen
-    for file in saved_files(folder, match["prefix"]):
-        if step_of(file) > step_of(chosen):
+def set_aside(folder: Path, prefix: str, after: Step) -> None:
+    """Rename the files behind a step: training takes another course from there, and neither the
+    next resume nor the removal of the oldest files may mistake them for its own.
+    """
+    for file in saved_files(folder, prefix):
+        if step_of(file) > after:
             os.replace(file, f"{file}.left")
-            say(f"{file} is behind the step resumed from: renamed to {file.name}.left")
+            say(f"{file} is of another course of training: renamed to {file.name}.left")
 
 
 def _whole(files: List[Path], limit: Optional[Step]) -> List[Path]:

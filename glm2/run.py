@@ -176,7 +176,7 @@ def _train(
 ) -> Tuple[int, Path]:
     """The exit status and the newest checkpoint."""
     from glm2.parallel import steps_of_ranks
-    from glm2.resume import choose, set_aside
+    from glm2.resume import choose
     from glm2.trainer import Trainer
 
     def evaluate(progress: Progress) -> None:
@@ -195,10 +195,9 @@ def _train(
     if source:
         file = choose(source, lambda step: steps_of_ranks(rank.layout, step))
         trainer.resume(file)
-        if file.parent.resolve() == trainer.folder.resolve():
-            set_aside(trainer.folder, file)
     status = trainer.train()
-    return status, max(trainer.folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    assert trainer.newest, "training always saves"
+    return status, trainer.newest
 
 
 def _evaluate(rank: Rank, data: Data, progress: Optional[Progress] = None) -> Dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Callable, Iterator, Optional, Tuple
 import numpy as np
 from mindspore import Parameter
 
-from glm2.checkpoint import conclude, load_state, save_checkpoint
+from glm2.checkpoint import conclude, load_state, save_checkpoint, step_of
 from glm2.communication import seconds_of
 from glm2.data import Batches
 from glm2.division import division_of
@@ -23,6 +23,7 @@ from glm2.metrics import Metrics, say, warn
 from glm2.model import Glm2
 from glm2.optimizer import Scale, learning_rate
 from glm2.parallel import Layout, meet
+from glm2.resume import NO_STEP, set_aside
 from glm2.settings import Settings
 from glm2.strategy import write_strategy
 from glm2.train_step import StepNumbers, StepResult, make_step
@@ -61,10 +62,15 @@ class Trainer:
         self.scale = Scale(settings.loss_scale.initial if half else 1.0, dynamic=half)
         self.progress = Progress(loss_scale=self.scale.value, data_crc=batches.crc())
         self.folder = output / "checkpoint" / f"rank_{layout.rank}"
+        self.prefix = f"{settings.checkpoints.prefix}_rank_{layout.rank}"
+        self.newest: Optional[Path] = None
+        """The checkpoint that was saved or resumed from last."""
         self.stop_asked = threading.Event()
         self._evaluating = False
         self._evaluated = -1
         self._saved: Optional[Progress] = None
+        self._goes_on = False
+        """Whether all checkpoints in the folder are of this course of training."""
         self._said = -math.inf
         self._pace = 0.0
         self._communication = 0.0
@@ -93,6 +99,11 @@ class Trainer:
         self.scale = dataclasses.replace(
             self.scale, value=self.progress.loss_scale, good_steps=self.progress.scale_good_steps
         )
+        self.newest = file
+        here = file.parent.resolve() == self.folder.resolve()
+        if here and file.name.startswith(f"{self.prefix}-"):
+            set_aside(self.folder, self.prefix, step_of(file))
+            self._goes_on = True
         say(f"resumed from {file}: {self.progress.step_num} of {self.steps} steps are done")
 
     def train(self) -> int:
@@ -210,22 +221,25 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step, unless it is already there.
 
-        The older ones are removed when every rank has this one.
+        The older ones are removed when every rank has this one. Those that another training left
+        in the folder are renamed before the first: their numbers may be higher.
         """
         if self._saved == self.progress or not self.progress.step_num:
             return
         self.metrics.phase("checkpoint")
-        settings, rank = self.settings.checkpoints, self.layout.rank
+        if not self._goes_on:
+            set_aside(self.folder, self.prefix, NO_STEP)
+            self._goes_on = True
         step = self.progress.epoch_rows // self.batches.global_batch
         file = save_checkpoint(
             self.folder,
-            f"{settings.prefix}_rank_{rank}-{self.progress.epoch_num}_{step}",
+            f"{self.prefix}-{self.progress.epoch_num}_{step}",
             self.form.written(self.state),
             self.progress,
         )
         meet(self.layout)
-        conclude(file, settings.keep)
-        self._saved = self.progress
+        conclude(file, self.settings.checkpoints.keep)
+        self._saved, self.newest = self.progress, file
         say(f"saved {file}")
         self.metrics.phase("train")
 

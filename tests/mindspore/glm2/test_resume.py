@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import zlib
@@ -106,7 +107,7 @@ class TestChoose:
 
     def test_what_lies_behind_the_chosen_step_is_set_aside(self, tmp_path: Path) -> None:
         write(tmp_path, 0, "1_4", "1_8", "2_1")
-        set_aside(tmp_path, tmp_path / "glm2_rank_0-1_4.ckpt")
+        set_aside(tmp_path, "glm2_rank_0", (1, 4))
         assert [file.name for file in saved_files(tmp_path, "glm2_rank_0")] == [
             "glm2_rank_0-1_4.ckpt"
         ]
@@ -236,6 +237,29 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on_to_the_bit(
     resumed = start(workers, tmp_path, "--resume_training", "True")
     assert resumed.wait(timeout=120) == 0, (tmp_path / "rank_0.log").read_text()
     check_same_course(tmp_path, alone, first=done + 1)
+
+
+def test_a_new_training_in_the_folder_of_a_longer_one_keeps_its_own_checkpoints(
+    workers: Workers, alone: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "output" / "checkpoint" / "rank_0"
+    shutil.copytree(alone / "output" / "checkpoint" / "rank_0", place)
+    longer = [file.name for file in saved_files(place, "glm2-tiny_rank_0")]
+    assert longer[-1] == "glm2-tiny_rank_0-2_6.ckpt"
+    log = tmp_path / "rank_0.log"
+    worker = start(workers, tmp_path, "--set", "runner_config.epochs=1")
+    assert worker.wait(timeout=120) == 0, log.read_text()
+    own = ["glm2-tiny_rank_0-1_3.ckpt", "glm2-tiny_rank_0-1_6.ckpt"]
+    assert [file.name for file in saved_files(place, "glm2-tiny_rank_0")] == own
+    assert all((place / f"{name}.left").is_file() for name in longer), "nothing is lost"
+    assert f"renamed to {longer[-1]}.left" in log.read_text()
+    # And a resume that finds all steps done ends well, also into a folder without checkpoints.
+    resumed = start(
+        workers, tmp_path, "--set", "runner_config.epochs=1", "--resume_training", "True",
+        "--load_checkpoint", "output", "--output_dir", "other",
+    )  # fmt: skip
+    assert resumed.wait(timeout=120) == 0, log.read_text()
+    assert f"{own[-1]}: 6 of 6 steps are done" in log.read_text()
 
 
 def test_adapters_with_dropout_go_on_to_the_bit(workers: Workers, tmp_path: Path) -> None:
