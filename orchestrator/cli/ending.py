@@ -104,7 +104,7 @@ def left_lines(left: Sequence[Mapping[str, Any]]) -> List[str]:
     lines = []
     for one in left:
         if "unknown" in one:
-            lines.append(f"{one['host']}: not known whether it is clean: {one['unknown']}")
+            lines.append(f"{one['host']}: {one['unknown']}")
             continue
         parts = []
         if one.get("left"):

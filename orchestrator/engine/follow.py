@@ -8,8 +8,8 @@ What the watcher saw is recorded, so that ``engine.replay`` comes to the same de
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -39,6 +39,8 @@ _THOROUGH_S = 60.0
 _STOOD_S = 2.0
 """A tick that is so late tells that this process stood still: it was stopped, or its disk did not
 answer."""
+_CLOSING_S = 5.0
+"""How long is waited for the threads of readers in the end."""
 _CATCH_UP_S = 5.0
 """Then so long is only listened: what came meanwhile is not taken in yet, and no host is silent."""
 
@@ -52,6 +54,8 @@ class Ending:
     failure: Optional[reducer.Failure]
     first_step: Optional[int] = None
     last_step: Optional[int] = None
+    given_up: Tuple[str, ...] = ()
+    """Hosts that had not been heard of for too long: there it may go on."""
 
     @property
     def progressed(self) -> bool:
@@ -80,21 +84,26 @@ def follow(
     mirrors, and the streams resume behind it. Raises Fenced when another controller has taken
     the run over.
     """
-    with ThreadPoolExecutor(max_workers=max(1, 2 * len(hosts))) as workers:
-        loop = _Loop(paths, journal, observer, hosts, workers, grace_s, clock)
+    loop = _Loop(paths, journal, observer, hosts, grace_s, clock)
+    readers = [Reader(paths, host, loop.posts.put, logs=observer.wants_logs) for host in hosts]
+    try:
         loop.begin(hosts, rules or watcher.Rules())
-        readers = [Reader(paths, host, loop.posts.put, logs=observer.wants_logs) for host in hosts]
-        try:
-            for reader in readers:
-                reader.start()
-            while not loop.state.over:
-                loop.turn()
-            for reader in readers:
-                reader.drain(5.0)
-            loop.show_rest()
-        finally:
-            for reader in readers:
-                reader.close()
+        for reader in readers:
+            reader.start()
+        while not loop.state.over:
+            loop.turn()
+        given_up = loop.ending().given_up
+        for reader in readers:
+            if reader.host not in given_up:
+                reader.drain()
+        loop.show_rest()
+    finally:
+        for reader in readers:
+            reader.close()
+        until = time.monotonic() + _CLOSING_S
+        for reader in readers:
+            reader.join(until - time.monotonic())
+        loop.join()
     return loop.ending()
 
 
@@ -139,7 +148,6 @@ class _Loop:
         journal: Journal,
         observer: Observer,
         hosts: Sequence[HostRun],
-        workers: ThreadPoolExecutor,
         grace_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -148,7 +156,6 @@ class _Loop:
         self._journal = journal
         self._observer = observer
         self._supervisors: Dict[str, Supervisor] = {host.name: host.supervisor for host in hosts}
-        self._workers = workers
         self._grace_s = grace_s
         self._clock = clock
         self._heard: Set[str] = set()
@@ -157,6 +164,7 @@ class _Loop:
         self._thorough_at = clock() + _THOROUGH_S
         self._catching_up = False
         self._finish: Optional[reducer.Finish] = None
+        self._acts: List[Tuple[str, threading.Thread]] = []
         self._recording = Recording(paths)
         self.state: watcher.Watcher
 
@@ -223,7 +231,14 @@ class _Loop:
             self._finish.failure,
             first_step=min(first) if first else None,
             last_step=min(ranks.values()) if whole else None,
+            given_up=tuple(reducer.given_up(self.state.hosts)),
         )
+
+    def join(self) -> None:
+        """Wait until what was begun is done; but for nobody who is not heard of any more."""
+        for host, act in self._acts:
+            if host not in reducer.given_up(self.state.hosts):
+                act.join()
 
     def _take(self, post: Post) -> None:
         if isinstance(post, Shown):
@@ -274,13 +289,18 @@ class _Loop:
                 )
                 self._observer.decision(action.sentence)
             elif isinstance(action, reducer.StopHost):
-                self._workers.submit(self._stop, action.host, action.reason)
+                self._do(self._stop, action.host, action.reason)
             elif isinstance(action, watcher.TakeStacks):
-                self._workers.submit(self._take_stacks, action.host)
+                self._do(self._take_stacks, action.host)
             else:
                 self._finish = action
 
-    # In worker threads
+    def _do(self, act: Callable[..., None], host: str, *more: str) -> None:
+        thread = threading.Thread(target=act, args=(host, *more), name=f"act-{host}", daemon=True)
+        self._acts.append((host, thread))
+        thread.start()
+
+    # In threads of their own
 
     def _stop(self, host: str, reason: str) -> None:
         """A failure is journaled; the silence rule bounds the wait."""

@@ -17,14 +17,15 @@ run's folders removed from the hosts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from orchestrator.engine.follow import Ending, failure_record, follow
-from orchestrator.engine.hosts import on_each, save_hosts
+from orchestrator.engine.hosts import connected, load_hosts, on_each, save_hosts
 from orchestrator.engine.reader import HostRun, Observer
 from orchestrator.engine.rules import rules_of
 from orchestrator.engine.supervisor import Supervisor
-from orchestrator.inventory import Inventory
+from orchestrator.errors import TransportError
+from orchestrator.inventory import Host, Inventory
 from orchestrator.notifications.announcer import Announcer, notify_file, save_receivers
 from orchestrator.planning.facts import HostFacts, alike
 from orchestrator.planning.plan import HostPlan, Plan
@@ -36,6 +37,7 @@ from orchestrator.transport.base import Transport
 Progress = Callable[[str], None]
 _EXIT_OF = {"succeeded": 0, "failed": 6, "cancelled": 8}
 _EXIT_OF_RULE = {"host-silent": 5, "hang": 7}
+_BRIEFLY_S = 2.0
 _KINDS = ("left", "ports", "devices", "shared_memory", "lock")
 
 
@@ -114,7 +116,7 @@ def watch_run(run: OpenRun, observer: Observer, *, grace_s: float) -> Ending:
         cause=failure_record(ending.failure),
         first_step=ending.first_step,
         last_step=ending.last_step,
-        left=prove_clean(run, grace_s=grace_s),
+        left=prove_clean(run, grace_s=grace_s, lost=ending.given_up),
     )
     return ending
 
@@ -126,25 +128,42 @@ def exit_status(ending: Ending) -> int:
     return _EXIT_OF_RULE.get(rule, _EXIT_OF[ending.outcome])
 
 
-def prove_clean(run: OpenRun, *, grace_s: float) -> List[Dict[str, Any]]:
+def prove_clean(run: OpenRun, *, grace_s: float, lost: Sequence[str] = ()) -> List[Dict[str, Any]]:
     """End what may be left on every host and journal a certificate of each. Returns what is left
-    or could not be asked, by host (see ``what_is_left``). Empty: all clean."""
+    or could not be asked, by host (see ``what_is_left``). Empty: all clean.
+
+    ``lost`` are hosts that were silent for too long: it is tried anew whether they can be reached,
+    but not for longer than they may be silent.
+    """
     plans = {host.host: host for host in run.plan.hosts}
-    outcomes = on_each(
-        run.transports,
-        "sweeping",
-        lambda t: run.supervisor(plans[t.name]).stop("the run has ended", grace_s=grace_s),
-    )
+    limit = max(_BRIEFLY_S, rules_of(run.plan).silence_s)
+    hosts = [host for host in load_hosts(run.paths.hosts_file) if host.name in lost]
+    with connected([_within(host, limit) for host in hosts]) as fresh:
+        asking = replace(run, transports={**run.transports, **fresh})
+        outcomes = on_each(
+            asking.transports,
+            "sweeping",
+            lambda t: asking.supervisor(plans[t.name]).stop("the run has ended", grace_s=grace_s),
+        )
     left: List[Dict[str, Any]] = []
     for outcome in outcomes:
         if outcome.value is None:
-            left.append({"host": outcome.host, "unknown": str(outcome.error)})
+            reached = not isinstance(outcome.error, TransportError)
+            why = f"not {'asked' if reached else 'reached'}, so not proven clean: {outcome.error}"
+            left.append({"host": outcome.host, "unknown": why})
+            run.journal.append("no-certificate", host=outcome.host, error=str(outcome.error))
             continue
         run.journal.append("certificate", host=outcome.host, **outcome.value)
         found = what_is_left(outcome.value)
         if found:
             left.append({"host": outcome.host, **found})
     return left
+
+
+def _within(host: Host, seconds: float) -> Host:
+    """The host, to be reached within ``seconds`` or not at all."""
+    limit = min(host.ssh.connect_timeout, seconds)
+    return replace(host, ssh=replace(host.ssh, connect_timeout=limit))
 
 
 def what_is_left(certificate: Mapping[str, Any]) -> Dict[str, Any]:

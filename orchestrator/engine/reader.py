@@ -17,6 +17,8 @@ from orchestrator.runs.layout import RunPaths
 from orchestrator.watching import reducer, watcher
 
 _RECONNECT_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_QUIET_S = 5.0
+"""A stream of an ended run from which nothing comes for so long is not waited for."""
 
 
 class Observer(Protocol):
@@ -103,25 +105,43 @@ class Reader:
         self._stream: Optional[FrameStream] = None
         self._partial: Dict[str, bytes] = {}
         self._cut = False
+        self._frames = 0
         self._thread = threading.Thread(target=self._run, name=f"follow-{host.name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def drain(self, timeout: float) -> None:
-        """Wait for the stream's end frame, so that the mirrors are whole."""
-        self._thread.join(timeout)
+    @property
+    def host(self) -> str:
+        return self._host.name
+
+    def drain(self) -> None:
+        """Wait for the stream's end frame, so that the mirrors are whole; for as long as
+        something comes."""
+        frames = -1
+        while self._thread.is_alive() and frames != self._frames:
+            frames = self._frames
+            self._thread.join(_QUIET_S)
 
     def close(self) -> None:
+        """Read no further."""
         self._closing.set()
         stream = self._stream
         if stream is not None:
             stream.close()
-        if self._thread.ident is not None:
-            self._thread.join(5.0)
-        self._mirror.close()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of a closed reader. One without a connection has nothing to end."""
+        if self._thread.ident is not None and not self._cut:
+            self._thread.join(max(0.0, timeout))
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        finally:
+            self._mirror.close()
+
+    def _follow(self) -> None:
         attempt = 0
         while not self._closing.is_set():
             try:
@@ -151,7 +171,11 @@ class Reader:
         """Read one stream; True when it came to the run's end."""
         offsets = self._mirror.offsets(list(self._host.processes))
         self._stream = self._host.supervisor.frames(self._mirror.journal_offset(), offsets)
+        if self._closing.is_set():
+            self._stream.close()
+            return False
         for frame in self._stream:
+            self._frames += 1
             if self._cut:
                 self._cut = False
                 self._tell_connection(None)

@@ -42,6 +42,7 @@ MARKS: Mapping[str, Tuple[str, str]] = {
     "stopped": ("-", "dim"),
     "slow": ("~", "bold yellow"),
     "silent": ("?", "bold yellow"),
+    "unknown": ("?", "bold yellow"),
     "failed": ("✗", "bold red"),
 }
 """What a rank does, its mark, its colour; the later a word, the more it needs a look."""

@@ -97,6 +97,7 @@ _SENTENCES = {
     "swept": ("warn", "ended {swept} processes that run {run_id} had left"),
     "notified": ("plain", "told {to} of: {of}"),
     "notify-failed": ("warn", "could not tell {to}: {error}"),
+    "no-certificate": ("bad", "not proven clean: {error}"),
     "stacks-failed": ("warn", "could not take stacks: {error}"),
 }
 """Events of the controller by their fields."""

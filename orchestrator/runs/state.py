@@ -33,13 +33,15 @@ class RunStatus(str, Enum):
 
 
 class ProcessStatus(str, Enum):
-    """Where one process is; ``stopped`` is one that we ended: never the cause of a failure."""
+    """Where one process is; ``stopped`` is one that we ended: never the cause of a failure.
+    ``unknown``: the run is over, and it was not heard how this one ended, if it did."""
 
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     STOPPED = "stopped"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,10 @@ def merge_state(
         if name in processes:
             for line in lines:
                 _apply_metrics(line, processes[name])
+    if run["status"].is_terminal:
+        for process in processes.values():
+            if process.get("status") is ProcessStatus.RUNNING:
+                process["status"] = ProcessStatus.UNKNOWN
     return RunState(
         run_id=run_id,
         controller=watcher,

@@ -205,6 +205,11 @@ def running_hosts(state: Watch) -> List[str]:
     return [host for host, view in state.hosts.items() if not view.ended]
 
 
+def given_up(state: Watch) -> List[str]:
+    """Hosts that were silent for too long."""
+    return [host for host, view in state.hosts.items() if view.phase == "given-up"]
+
+
 def _look_for_end(state: Watch, actions: List[Action]) -> Result:
     if all(view.ended for view in state.hosts.values()):
         state = replace(state, over=True)
@@ -291,6 +296,7 @@ def _give_up_silent(state: Watch, now: float) -> Result:
             actions.append(_told_alone(state, running, limit))
     for host in silent:
         state = _with_host(state, host, phase="given-up")
+    for host in silent:
         evidence = {"silent_s": round(now - heard[host], 1), "limit_s": state.silence_s}
         state, more = _fail(state, Failure("host-silent", host), evidence)
         actions += more

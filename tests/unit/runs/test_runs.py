@@ -198,6 +198,14 @@ def test_state_of_a_success():
     assert not state.unwatched
 
 
+def test_ranks_of_a_host_that_was_lost_are_unknown_when_the_run_is_over():
+    started = {"event": "process_started", "name": "rank_1", "pid": 7}
+    end = {"event": "end", "outcome": "failed", "exit_status": 5, "wall": 160.0}
+    assert merged([{"event": "running"}], {"b": [started]}).ranks[1].status.value == "running"
+    state = merged([{"event": "running"}, end], {"b": [started]})
+    assert state.ranks[1].status is ProcessStatus.UNKNOWN
+
+
 def test_a_stop_after_the_end_changes_nothing():
     end = {"event": "end", "outcome": "succeeded", "exit_status": 0, "wall": 160.0}
     stop = {"event": "decision", "action": "stop", "rule": "stop-requested"}
