@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 
 import click
 
@@ -93,8 +93,28 @@ def launch(
 
 
 def launch_again(ended: RunPaths, record: Record, *, show_logs: bool, output: str) -> None:
-    """The attempt ``record`` of a run, after that of ``ended`` failed."""
-    _launch(record, _How(yes=True, show_logs=show_logs, output=output), ended)
+    """The attempt ``record`` of a run, after that of ``ended`` failed. Where it cannot be started
+    it is judged as any other that fails."""
+    from orchestrator.cli.recovering import go_on
+    from orchestrator.engine.recover import not_started
+    from orchestrator.errors import JobCancelled, OrchError
+    from orchestrator.runs import lease
+    from orchestrator.runs.layout import RunStore, home
+
+    begun: List[bool] = []
+    try:
+        how = _How(yes=True, show_logs=show_logs, output=output)
+        _launch(record, how, ended, lambda: begun.append(True))
+    except OrchError as error:
+        if begun or isinstance(error, JobCancelled):
+            raise
+        paths = not_started(RunStore(home()), ended, record, error)
+        held = lease.acquire(paths.lock, "launch")
+        try:
+            if not go_on(paths, show_logs=show_logs, output=output):
+                raise
+        finally:
+            held.release()
 
 
 @dataclass(frozen=True)
@@ -108,7 +128,13 @@ class _How:
     output: str = "table"
 
 
-def _launch(record: Record, how: _How, before: Optional[RunPaths] = None) -> None:
+def _launch(
+    record: Record,
+    how: _How,
+    before: Optional[RunPaths] = None,
+    begun: Callable[[], None] = lambda: None,
+) -> None:
+    """``begun`` is called when the ranks run."""
     from orchestrator.cli import request as requests
     from orchestrator.cli.ending import follow_to_end
     from orchestrator.cli.plan import print_plan
@@ -149,6 +175,7 @@ def _launch(record: Record, how: _How, before: Optional[RunPaths] = None) -> Non
                 wanted, transports, store, lambda plan: _confirm(plan, how.yes, before)
             ) as run:
                 keep(paths, record)
+                begun()
                 if not how.detach:
                     grace_s = run.plan.grace_s
                     follow_to_end(run, grace_s=grace_s, show_logs=how.show_logs, output=how.output)

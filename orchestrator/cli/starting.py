@@ -89,11 +89,11 @@ def started(
                     run.journal.append("replanned", notes=list(notes))
                     wanted = replace(wanted, inventory=inventory, notes=(*wanted.notes, *notes))
                 elif wanted.wait is None or not _is_busy(error) or time.monotonic() >= until:
-                    give_up(run, error)
+                    give_up(run.journal, error)
                     raise
             except BaseException as error:
                 if not is_running(paths):  # it may have come just after the start
-                    give_up(run, error)
+                    give_up(run.journal, error)
                 raise
         for note in found:
             say(f"note: {note}")

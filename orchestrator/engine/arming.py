@@ -16,6 +16,7 @@ from orchestrator.engine.launch import OpenRun
 from orchestrator.errors import HostErrors, HostNotReady, OrchError, TransportError
 from orchestrator.inventory import Inventory, Quarantined, working_hosts
 from orchestrator.planning.plan import HostPlan, Plan
+from orchestrator.runs.journal import Journal
 from orchestrator.transport.base import Transport
 
 Progress = Callable[[str], None]
@@ -87,12 +88,17 @@ def start_run(run: OpenRun, progress: Progress) -> Tuple[str, ...]:
     return tuple(notes)
 
 
-def give_up(run: OpenRun, error: BaseException) -> None:
-    """Journal that the run ends before it began."""
-    status = error.exit_status if isinstance(error, OrchError) else 130
-    outcome = "failed" if isinstance(error, OrchError) else "cancelled"
-    cause = {"rule": "start-failed", "sentence": str(error) or "interrupted"}
-    run.journal.append("end", outcome=outcome, exit_status=status, cause=cause)
+def give_up(journal: Journal, error: BaseException) -> None:
+    """Journal that the run ends before it began, and because of which host, where it is one."""
+    cause: Dict[str, Any] = {"rule": "start-failed", "sentence": str(error) or "interrupted"}
+    if not isinstance(error, OrchError):
+        journal.append("end", outcome="cancelled", exit_status=130, cause=cause)
+        return
+    errors = error.errors if isinstance(error, HostErrors) else (error,)
+    gravest = min(errors, key=lambda one: one.exit_status)
+    hosts = {one.host for one in errors}
+    cause.update(code=gravest.code, host=hosts.pop() if len(hosts) == 1 else None)
+    journal.append("end", outcome="failed", exit_status=error.exit_status, cause=cause)
 
 
 def spread(starts: Sequence[Started], plan: Plan) -> Optional[Spread]:

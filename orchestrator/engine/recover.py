@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from orchestrator.diagnosis.blame import blame
+from orchestrator.engine.arming import give_up
 from orchestrator.engine.choice import choose
 from orchestrator.engine.collect import sources_of
-from orchestrator.engine.control import ended, reopened
+from orchestrator.engine.control import ended, read_plan, reopened
 from orchestrator.engine.diagnose import diagnose_run, tables
 from orchestrator.engine.hosts import load_hosts
 from orchestrator.errors import OrchError
-from orchestrator.notifications.announcer import Announcer
+from orchestrator.notifications.announcer import Announcer, notify_file
 from orchestrator.runs.journal import Journal, read_events
 from orchestrator.runs.layout import RunPaths, RunStore
 from orchestrator.runs.quarantine import Quarantine
@@ -30,6 +33,8 @@ from orchestrator.watching.retry import GIVE_UP, Attempt, Decision, Policy, deci
 
 STOPPED = "stop-requested"
 _LONGEST_ID = 60
+_KIND_OF_STATUS = {2: "config", 3: "config", 4: "host", 5: "host"}
+"""Whose fault it is that an attempt could not be started, by the exit status of the error."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,20 @@ def kept(paths: RunPaths) -> Optional[Record]:
             f"cannot read {record_file(paths)}: {error}",
             hint="the run folder is damaged; start again by hand with launch --resume",
         ) from None
+
+
+def not_started(store: RunStore, before: RunPaths, record: Record, error: OrchError) -> RunPaths:
+    """Keep the attempt ``record``, which could not be started after that of ``before``, so that it
+    is judged as one that failed later."""
+    paths = store.path(record.run_id)
+    if not paths.dir.exists():  # it was not even planned
+        store.create(record.run_id)
+        with suppress(FileNotFoundError):
+            shutil.copy(notify_file(before), notify_file(paths))
+    if not ended(paths):
+        give_up(Journal(paths.journal, listener=Announcer(paths)), error)
+    keep(paths, record)
+    return paths
 
 
 def is_open(store: RunStore, paths: RunPaths) -> bool:
@@ -206,6 +225,8 @@ def _attempt(paths: RunPaths, record: Record, end: Mapping[str, Any]) -> Tuple[A
     """How it ended, the cluster's name and the number of hosts."""
     cause: Mapping[str, Any] = end.get("cause") or {}
     rule = str(cause.get("rule") or "")
+    if rule == "start-failed":
+        return _never_begun(paths, record, end)
     answer = diagnose_run(paths, tables())
     host = cause.get("host")
     if rule not in LOST and answer.who:
@@ -215,10 +236,30 @@ def _attempt(paths: RunPaths, record: Record, end: Mapping[str, Any]) -> Tuple[A
     own = _last_step(paths)
     before = record.earlier[-1].step if record.earlier else None
     step = before if own is None else own
-    with reopened(paths) as run:
-        cluster, hosts = run.plan.cluster, len(run.plan.hosts)
-    kind = blame(answer, rule)
-    return Attempt(str(end["outcome"]), signature, kind, host or None, step), cluster, hosts
+    kind, plan = blame(answer, rule), read_plan(paths)
+    attempt = Attempt(str(end["outcome"]), signature, kind, host or None, step)
+    return attempt, plan.cluster, len(plan.hosts)
+
+
+def _never_begun(
+    paths: RunPaths, record: Record, end: Mapping[str, Any]
+) -> Tuple[Attempt, str, int]:
+    """As ``_attempt``, of one that could not be started: what is wrong with a host, or with what
+    all were given. Where it was not even planned, one before it tells on how many hosts."""
+    cause = end["cause"]
+    kind = _KIND_OF_STATUS.get(end["exit_status"], "unknown")
+    step = record.earlier[-1].step if record.earlier else None
+    attempt = Attempt("failed", cause["code"], kind, cause["host"] or None, step)
+    store = RunStore(paths.dir.parent.parent)
+    planned = paths
+    for number in range(record.number, 0, -1):
+        planned = store.path(replace(record, number=number).run_id)
+        if planned.plan.exists():
+            break
+    plan, known = read_plan(planned), kept(planned)
+    assert known is not None
+    gone = len(record.left_out) - len(known.left_out)
+    return attempt, plan.cluster, len(plan.hosts) - gone
 
 
 def _last_step(paths: RunPaths) -> Optional[int]:

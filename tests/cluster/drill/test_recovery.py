@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,12 @@ def trains_again(scene, host, run_id="drill.2"):
 
     wait_until(lambda: first_step() is not None, "the next attempt", 60)
     return first_step()
+
+
+def loses_python(scene, host):
+    """What runs there goes on; nothing can be started any more."""
+    tool = Path(host.python)
+    tool.rename(tool.with_name("gone"))
 
 
 def recovery(scene, run_id="drill"):
@@ -109,3 +116,39 @@ def test_runs_on_fewer_hosts_where_that_is_allowed(tmp_path):
         assert done.status == 0, done.talk
         assert [host["name"] for host in done.answer["hosts"]] == [scene.hosts[0].name]
         assert "starting again on 1 host" in done.talk
+
+
+def test_an_attempt_that_cannot_be_started_is_judged_too(tmp_path):
+    """The host is blamed, and the attempt after that does without it."""
+    options = ("--recover", "max_restarts=3", "--recover", "min_hosts=1")
+    with run(tmp_path, *options) as scene:
+        scene.reach("training")
+        bad = scene.hosts[1]
+        loses_python(scene, bad)
+        scene.rank(2).send(signal.SIGKILL)
+        trains_again(scene, scene.hosts[0], "drill.3")
+        assert recovery(scene)["rule"] == "passing"
+        judged = recovery(scene, "drill.2")
+        assert (judged["rule"], judged["host"]) == ("bad-host", bad.name)
+        assert judged["evidence"]["signature"] == "host-not-ready"
+        scene.let("finish")
+        done = scene.launched.wait(90)
+        assert (done.status, done.answer["run_id"]) == (0, "drill.3"), done.talk
+        assert [host["name"] for host in done.answer["hosts"]] == [scene.hosts[0].name]
+
+
+def test_a_run_that_can_be_started_nowhere_is_given_up_with_the_cause(tmp_path):
+    with run(tmp_path, "--recover", "max_restarts=3") as scene:
+        scene.reach("training")
+        bad = scene.hosts[1]
+        loses_python(scene, bad)
+        scene.rank(2).send(signal.SIGKILL)
+        done = scene.launched.wait(90)
+        assert (done.status, done.answer["error"]["host"]) == (4, bad.name)
+        assert "recovery: no restart: 127.0.1.2 would have to be left out" in done.talk
+        status = scene.command("status", "drill", "-o", "json").wait()
+        assert (status.status, status.answer["run_id"]) == (4, "drill.2")
+        assert status.answer["cause"]["host"] == bad.name
+        assert [one["rule"] for one in status.answer["attempts"]] == ["passing", "too-few-hosts"]
+        found = scene.command("diagnose", "drill", "-o", "json").wait().answer
+        assert bad.name in json.dumps(found)
