@@ -162,13 +162,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_chatglm2(self)
-        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "kv_channels",
-                     "num_attention_heads", "multi_query_group_num", "padded_vocab_size",
-                     "batch_size"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model_config.{name} is {getattr(self, name)}; at least 1")
-        if self.seq_length < 4:
-            raise ConfigError(f"model_config.seq_length is {self.seq_length}; at least 4")
+        _require_ranges(self)
         if self.num_attention_heads % self.groups:
             raise ConfigError(
                 f"model_config: {self.num_attention_heads} attention heads do not divide into "
@@ -203,6 +197,30 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of all key groups together (and of all value groups)."""
         return self.groups * self.kv_channels
+
+
+_LEAST = {
+    "num_layers": 1, "hidden_size": 1, "ffn_hidden_size": 1, "kv_channels": 1,
+    "num_attention_heads": 1, "multi_query_group_num": 1, "padded_vocab_size": 1, "seq_length": 4,
+    "batch_size": 1, "max_decode_length": 1, "top_k": 0, "initializer_range": 0, "pad_token_id": 0,
+}  # fmt: skip
+_ABOVE_0 = ("layernorm_epsilon", "temperature", "top_p", "repetition_penalty")
+
+
+def _require_ranges(config: ModelConfig) -> None:
+    for name, least in _LEAST.items():
+        if not getattr(config, name) >= least:
+            raise ConfigError(f"model_config.{name} is {getattr(config, name)}; at least {least}")
+    for name in _ABOVE_0:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"model_config.{name} is {getattr(config, name)}; above 0")
+    if config.top_p > 1:
+        raise ConfigError(f"model_config.top_p is {config.top_p}; at most 1")
+    if config.pad_token_id >= config.padded_vocab_size:
+        raise ConfigError(
+            f"model_config.pad_token_id is {config.pad_token_id}; below padded_vocab_size, "
+            f"{config.padded_vocab_size}"
+        )
 
 
 def _require_chatglm2(config: ModelConfig) -> None:

@@ -60,22 +60,19 @@ def read_dataset(top: Section, name: str, batch_size: Optional[int]) -> Optional
     tokenizer.close()
     if section.take("repeat", int, 1) != 1:
         raise section.error("repeat", "must be 1", "use runner_config.epochs")
-    own_batch = section.take("batch_size", int, 1)
+    own_batch = section.take("batch_size", int, 1, least=1)
     dataset = Dataset(
         file=file,
         tokenizer=vocabulary,
         shuffle=shuffle,
-        max_source_length=section.take("max_source_length", int, 64),
-        max_target_length=section.take("max_target_length", int, 128),
+        max_source_length=section.take("max_source_length", int, 64, least=1),
+        max_target_length=section.take("max_target_length", int, 128, least=1),
         # As in MindFormers, runner_config.batch_size comes first for training.
         batch_size=own_batch if batch_size is None else batch_size,
         drop_remainder=section.take("drop_remainder", bool, True),
         learn_padding=not section.take("ignore_pad_token_for_loss", bool, True),
-        seed=section.take("seed", int, 0),
+        seed=section.take("seed", int, 0, least=0),
     )
-    for key in ("max_source_length", "max_target_length", "batch_size"):
-        if getattr(dataset, key) < 1:
-            raise section.error(key, f"is {getattr(dataset, key)}; at least 1")
     section.ignore("input_columns", "num_parallel_workers", "python_multiprocessing",
                    "numa_enable", "prefetch_size")  # fmt: skip
     section.close()

@@ -63,5 +63,6 @@ def read_infer(top: Section, model: ModelConfig) -> Optional[Graphs]:
             f"is {length}, but model.model_config.seq_length is {model.seq_length}",
             "make them equal",
         )
+    section.ignore("model_type")
     section.close()
     return graphs

@@ -188,13 +188,9 @@ def parse_settings(source: Source) -> Settings:
     top = Section(source, "", source.values)
     model = read_model(top)
     runner = top.section("runner_config")
-    batch_size = runner.take("batch_size", int, None)
-    epochs = runner.take("epochs", int, 1)
-    if epochs < 1:
-        raise runner.error("epochs", f"is {epochs}; at least 1")
-    accumulation = runner.take("gradient_accumulation_steps", int, 1)
-    if accumulation < 1:
-        raise runner.error("gradient_accumulation_steps", f"is {accumulation}; at least 1")
+    batch_size = runner.take("batch_size", int, None, least=1)
+    epochs = runner.take("epochs", int, 1, least=1)
+    accumulation = runner.take("gradient_accumulation_steps", int, 1, least=1)
     runner.ignore("sink_mode", "sink_size", "initial_epoch")
     runner.close()
 
@@ -204,7 +200,7 @@ def parse_settings(source: Source) -> Settings:
     known_type(wrapper, "MFTrainOneStepCell", "MFTrainOneStepCell")
     scale = _loss_scale(wrapper.section("scale_sense"))
     clip = wrapper.take("use_clip_grad", bool, True)
-    clip_norm = wrapper.take("max_grad_norm", float, 1.0)
+    clip_norm = wrapper.take("max_grad_norm", float, 1.0, least=0)
     wrapper.close()
     parallel, micro_batches = _parallel(top)
     context = top.section("parallel")
@@ -238,7 +234,7 @@ def parse_settings(source: Source) -> Settings:
         ),
         parallel=parallel,
         epochs=epochs,
-        seed=top.take("seed", int, 0),
+        seed=top.take("seed", int, 0, least=0),
         output_dir=top.take("output_dir", str, "./output"),
         load_checkpoint=top.take("load_checkpoint", str, None) or "",
         use_parallel=top.take("use_parallel", bool, None),
@@ -274,9 +270,9 @@ def _device(section: Section) -> Device:
         raise section.error("mode", "must be 0", "glm2 runs in graph mode")
     device = Device(
         target=section.take("device_target", str, "Ascend"),
-        id=section.take("device_id", int, 0),
+        id=section.take("device_id", int, 0, least=0),
         max_memory=section.take("max_device_memory", str, ""),
-        threads=section.take("runtime_num_threads", int, 0),
+        threads=section.take("runtime_num_threads", int, 0, least=0),
     )
     if device.target not in ("CPU", "GPU", "Ascend"):
         raise section.error("device_target", f"is {device.target!r}", "use CPU, GPU or Ascend")
@@ -287,10 +283,10 @@ def _device(section: Section) -> Device:
 def _optimizer(section: Section, clip_norm: float) -> Optimizer:
     known_type(section, "AdamW", "AdamW", "FP32StateAdamWeightDecay", "FusedAdamWeightDecay")
     optimizer = Optimizer(
-        beta1=section.take("beta1", float, 0.9),
-        beta2=section.take("beta2", float, 0.95),
-        eps=section.take("eps", float, 1e-8),
-        weight_decay=section.take("weight_decay", float, 0.1),
+        beta1=section.take("beta1", float, 0.9, least=0, below=1),
+        beta2=section.take("beta2", float, 0.95, least=0, below=1),
+        eps=section.take("eps", float, 1e-8, above=0),
+        weight_decay=section.take("weight_decay", float, 0.1, least=0),
         clip_norm=clip_norm,
     )
     section.close()
@@ -300,11 +296,11 @@ def _optimizer(section: Section, clip_norm: float) -> Optimizer:
 def _schedule(section: Section) -> Schedule:
     known_type(section, "polynomial", "polynomial", "PolynomialWithWarmUpLR")
     schedule = Schedule(
-        learning_rate=section.take("learning_rate", float, 5e-5),
-        end=section.take("lr_end", float, 1e-6),
-        warmup_steps=section.take("warmup_steps", int, 0),
-        total_steps=section.take("total_steps", int, -1),
-        power=section.take("power", float, 1.0),
+        learning_rate=section.take("learning_rate", float, 5e-5, least=0),
+        end=section.take("lr_end", float, 1e-6, least=0),
+        warmup_steps=section.take("warmup_steps", int, 0, least=0),
+        total_steps=section.take("total_steps", int, -1, least=-1),
+        power=section.take("power", float, 1.0, above=0),
     )
     section.close()
     return schedule
@@ -313,9 +309,9 @@ def _schedule(section: Section) -> Schedule:
 def _loss_scale(section: Section) -> LossScale:
     known_type(section, "DynamicLossScaleUpdateCell", "DynamicLossScaleUpdateCell")
     scale = LossScale(
-        initial=section.take("loss_scale_value", float, 65536.0),
-        factor=section.take("scale_factor", float, 2.0),
-        window=section.take("scale_window", int, 1000),
+        initial=section.take("loss_scale_value", float, 65536.0, least=1),
+        factor=section.take("scale_factor", float, 2.0, above=1),
+        window=section.take("scale_window", int, 1000, least=1),
     )
     section.close()
     return scale
@@ -328,11 +324,9 @@ def _checkpoints(callbacks: Sequence[Section]) -> Checkpoints:
         if kind in ("CheckpointMointor", "CheckpointMonitor"):
             found = Checkpoints(
                 prefix=section.take("prefix", str, "glm2"),
-                every_steps=section.take("save_checkpoint_steps", int, 0),
-                keep=section.take("keep_checkpoint_max", int, 5),
+                every_steps=section.take("save_checkpoint_steps", int, 0, least=0),
+                keep=section.take("keep_checkpoint_max", int, 5, least=1),
             )
-            if found.keep < 1:
-                raise section.error("keep_checkpoint_max", f"is {found.keep}; at least 1")
             section.ignore("integrated_save", "async_save")
             section.close()
         elif kind == "MFLossMonitor":
@@ -374,18 +368,12 @@ def _parallel(top: Section) -> Tuple[Parallel, int]:
     """``parallel_config``, and the micro batches of a step."""
     section = top.section("parallel_config")
     parallel = Parallel(
-        data_parallel=section.take("data_parallel", int, 0),
-        model_parallel=section.take("model_parallel", int, 1),
-        gradient_groups=section.take("gradient_aggregation_group", int, 1),
+        data_parallel=section.take("data_parallel", int, 0, least=0),
+        model_parallel=section.take("model_parallel", int, 1, least=1),
+        gradient_groups=section.take("gradient_aggregation_group", int, 1, least=1),
         vocab_emb_dp=section.take("vocab_emb_dp", bool, True),
     )
-    if parallel.gradient_groups < 1:
-        raise section.error("gradient_aggregation_group", "must be at least 1")
-    if parallel.data_parallel < 0 or parallel.model_parallel < 1:
-        raise section.error("data_parallel", "and model_parallel must be at least 1")
-    micro_batches = section.take("micro_batch_num", int, 1)
-    if micro_batches < 1:
-        raise section.error("micro_batch_num", f"is {micro_batches}; at least 1")
+    micro_batches = section.take("micro_batch_num", int, 1, least=1)
     for key, instead in (
         ("pipeline_stage", "glm2 does not train in stages: set it to 1, and share layers by "
          "model_parallel (sets that others trained in stages can be merged)"),

@@ -6,6 +6,7 @@ Every ConfigError from here names the key in full, its line, and close matches.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -53,8 +54,17 @@ class Section:
     def name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 
-    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """The value of ``key`` as ``kind`` (bool, int, float, str or list)."""
+    def take(
+        self,
+        key: str,
+        kind: type,
+        default: Any = _REQUIRED,
+        *,
+        least: Optional[float] = None,
+        above: Optional[float] = None,
+        below: Optional[float] = None,
+    ) -> Any:
+        """The value of ``key`` as ``kind`` (bool, int, float, str or list), in its range."""
         self.known.append(key)
         if key not in self.left:
             if default is _REQUIRED:
@@ -64,9 +74,17 @@ class Section:
         if value is None and default is None:
             return None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.error(key, f"must be {_KINDS[kind]}, not {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise self.error(key, f"must be a finite number, not {value!r}")
+        if least is not None and value < least:
+            raise self.error(key, f"is {value}; at least {least}")
+        if above is not None and value <= above:
+            raise self.error(key, f"is {value}; above {above}")
+        if below is not None and value >= below:
+            raise self.error(key, f"is {value}; below {below}")
         return value
 
     def section(self, key: str) -> Section:
@@ -117,12 +135,13 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> Source:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     try:
-        node = yaml.compose(text, Loader=_Loader)
         lines: Dict[str, int] = {}
-        _note_lines(node, "", path.name, lines)
+        _note_lines(yaml.compose(text, Loader=_Loader), "", path.name, lines)
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path.name}: a section holds itself, by an alias") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} must be a mapping of keys to values")
     source = Source(path.name, values, lines)
@@ -171,6 +190,8 @@ def _note_lines(node: Optional[yaml.Node], path: str, file: str, lines: Dict[str
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{file}:{key.start_mark.line + 1}: a key must be a word")
             if key.value in seen:
                 raise ConfigError(
                     f"{file}:{key.start_mark.line + 1}: the key {key.value} is there twice",

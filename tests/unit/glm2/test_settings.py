@@ -86,6 +86,10 @@ class TestKeys:
     def test_what_is_no_mapping_is_refused(self, tmp_path: Path, text: str) -> None:
         assert refusal(tmp_path, text).exit_status == 3
 
+    @pytest.mark.parametrize("text", ["a: &a {b: *a}\n", "? [1, 2]\n: 3\n"])
+    def test_yaml_that_no_configuration_needs_is_refused(self, tmp_path: Path, text: str) -> None:
+        assert refusal(tmp_path, text).message.startswith("run.yaml:")
+
     def test_a_file_that_is_not_text_is_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "run.yaml"
         file.write_bytes(b"\xff\xfe\x00")
@@ -101,6 +105,20 @@ class TestKeys:
         [
             ("optimizer: {type: Lamb}", "optimizer.type is 'Lamb'"),
             ("runner_config: {epochs: 0}", "runner_config.epochs is 0"),
+            ("runner_config: {batch_size: 0}", "runner_config.batch_size is 0; at least 1"),
+            ("seed: -1", "seed is -1; at least 0"),
+            (
+                "callbacks: [{type: CheckpointMointor, save_checkpoint_steps: -1}]",
+                "is -1; at least 0",
+            ),
+            ("lr_schedule: {warmup_steps: -5}", "lr_schedule.warmup_steps is -5; at least 0"),
+            ("lr_schedule: {learning_rate: .nan}", "must be a finite number, not nan"),
+            ("optimizer: {eps: 0}", "optimizer.eps is 0.0; above 0"),
+            ("optimizer: {beta2: 1}", "optimizer.beta2 is 1.0; below 1"),
+            ("runner_wrapper: {scale_sense: {scale_factor: 1}}", "scale_factor is 1.0; above 1"),
+            ("parallel_config: {model_parallel: 0}", "model_parallel is 0; at least 1"),
+            ("model: {model_config: {temperature: 0}}", "temperature is 0.0; above 0"),
+            ("model: {model_config: {top_p: 1.5}}", "top_p is 1.5; at most 1"),
             ("parallel_config: {pipeline_stage: 2}", "parallel_config.pipeline_stage is 2"),
             ("callbacks: [{type: Unheard}]", "unknown callback 'Unheard'"),
             ("auto_tune: True", "auto_tune is not supported"),
@@ -389,6 +407,9 @@ class TestModelConfig:
             ({"kv_channels": 6}, "kv_channels is 6"),
             ({"num_layers": 0}, "num_layers is 0"),
             ({"seq_length": 3}, "seq_length is 3"),
+            ({"max_decode_length": 0}, "max_decode_length is 0; at least 1"),
+            ({"pad_token_id": 65024}, "pad_token_id is 65024; below padded_vocab_size"),
+            ({"repetition_penalty": float("nan")}, "repetition_penalty is nan; above 0"),
             ({"compute_dtype": "float8"}, "compute_dtype is 'float8'"),
             ({"hidden_dropout": 0.1}, "hidden_dropout: 0.1 is not supported"),
             ({"rmsnorm": False}, "rmsnorm: False is not supported"),
