@@ -10,8 +10,10 @@ from typing import Iterator, List, Sequence, Tuple
 
 import numpy as np
 
+from glm2 import sample
 from glm2.config import IGNORED_LABEL
 from glm2.errors import ConfigError
+from glm2.metrics import warn
 from glm2.settings import Dataset
 from glm2.tokenizer import Tokenizer, build_prompt
 
@@ -65,6 +67,16 @@ def read_rows(file: str | Path) -> Rows:
             hint='each line is {"content": "…", "summary": "…"}',
         )
     return Rows(tuple(rows), tuple(bad))
+
+
+def good_rows(dataset: Dataset) -> List[Row]:
+    """The rows of a dataset; the user is told which lines are none, and how many."""
+    found = read_rows(sample.resolve(dataset.file))
+    if found.bad:
+        shown = ", ".join(f"line {bad.line}: {bad.reason}" for bad in found.bad[:5])
+        more = f" and {len(found.bad) - 5} more" if len(found.bad) > 5 else ""
+        warn(f"{dataset.file}: {len(found.bad)} lines are no rows and left out: {shown}{more}")
+    return list(found.rows)
 
 
 def _row(value: object) -> Row:

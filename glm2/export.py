@@ -15,7 +15,7 @@ import numpy as np
 
 from glm2 import sample
 from glm2.config import ModelConfig
-from glm2.data import Batches, read_rows
+from glm2.data import Batches, good_rows
 from glm2.errors import ConfigError, Glm2Error, UsageError
 from glm2.infer_section import Graphs
 from glm2.metrics import Metrics, say, warn
@@ -121,35 +121,34 @@ def export(
         np.zeros((batch * config.groups, length, config.kv_channels), np.float16)
     ).astype(float_type(config.compute_dtype))
     ids = Tensor(np.zeros((batch, length), np.int32))
+    caches = [cache] * 2 * config.num_layers
+    paths = (graphs.prefill, graphs.increment)
+    hidden = [path.parent / f".{path.stem}" for path in paths]
     try:
-        for path, cell, inputs in (
-            (graphs.prefill, Prefill(model, batch), (ids, row)),
-            (
-                graphs.increment,
-                Increment(model, batch),
-                (row, row, *[cache] * 2 * config.num_layers),
-            ),
+        for path, folder, cell, inputs in (
+            (paths[0], hidden[0], Prefill(model, batch), (ids, row)),
+            (paths[1], hidden[1], Increment(model, batch), (row, row, *caches)),
         ):
             cell.set_train(False)
             say(f"compiling {path}")
-            hidden = path.parent / f".{path.stem}"
-            shutil.rmtree(hidden, ignore_errors=True)
-            hidden.mkdir(parents=True)
-            try:
-                ms.export(cell, *inputs, file_name=str(hidden / path.name), file_format="MINDIR")
-                _move(hidden, path)
-            finally:
-                shutil.rmtree(hidden, ignore_errors=True)
-        manifest = _manifest_text(config, graphs, target, weights, quality)
-        temporary = graphs.manifest.with_suffix(".part")
-        temporary.write_text(manifest, "utf-8")
-        temporary.replace(graphs.manifest)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            ms.export(cell, *inputs, file_name=str(folder / path.name), file_format="MINDIR")
+        temporary = hidden[0] / graphs.manifest.name
+        temporary.write_text(_manifest_text(config, graphs, target, weights, quality), "utf-8")
+        # Without a manifest no graphs are used: never one of these with one of those before.
+        graphs.manifest.unlink(missing_ok=True)
+        for folder, path in zip(hidden[::-1], paths[::-1]):
+            _move(folder, path)
     except (OSError, RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise Glm2Error(
             f"the graphs cannot be written to {graphs.prefill.parent}: {lines[0] if lines else ''}",
             hint="see that the folder can be written and has room for the weights twice",
         ) from error
+    finally:
+        for folder in hidden:
+            shutil.rmtree(folder, ignore_errors=True)
     written = (graph_file(graphs.prefill), graph_file(graphs.increment), graphs.manifest)
     say(f"wrote {', '.join(map(str, written))}")
 
@@ -171,11 +170,12 @@ def _manifest_text(
 
 
 def _move(hidden: Path, path: Path) -> None:
-    """Put what MindSpore wrote for ``path`` into its place, instead of an earlier export."""
+    """Put what is written for ``path`` into its place, instead of an earlier export; the manifest
+    last."""
     for old in (path, path.with_name(f"{path.stem}_graph.mindir")):
         old.unlink(missing_ok=True)
     shutil.rmtree(path.with_name(f"{path.stem}_variables"), ignore_errors=True)
-    for new in hidden.iterdir():
+    for new in sorted(hidden.iterdir(), key=lambda file: file.suffix == ".json"):
         new.replace(path.parent / new.name)
 
 
@@ -218,7 +218,7 @@ def _measured_rows(settings: Settings) -> Optional[Rows]:
     dataset = settings.eval
     if dataset is None:
         return None
-    found = read_rows(sample.resolve(dataset.file)).rows
+    found = good_rows(dataset)
     tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
     whole = dataclasses.replace(dataset, shuffle=False, drop_remainder=False, learn_padding=False)
     length = settings.model.seq_length

@@ -120,15 +120,7 @@ class Exported:
 def _converse(model: Exported, tokenizer: Tokenizer, sampling: Sampling) -> int:
     """Answer what is typed, line by line, until the input ends."""
     print("A question, or a whole prompt that begins with [Round 1]; Ctrl-D ends.", file=sys.stderr)
-    while True:
-        try:
-            line = input("Please enter your predict data: ")
-        except EOFError:
-            print()
-            return 0
-        if not line.strip():
-            continue
-        text = line.replace("\\n", "\n") if line.startswith("[Round") else build_prompt(line)
+    for text in typed():
         begun = time.monotonic()
         try:
             (answer,) = answers(model, tokenizer, [text], sampling, _print)
@@ -139,6 +131,36 @@ def _converse(model: Exported, tokenizer: Tokenizer, sampling: Sampling) -> int:
         print(flush=True)
         speed = f"{answer.tokens} tokens, {answer.tokens / took:.1f} tokens/s"
         print(speed, file=sys.stderr)
+    print()
+    return 0
+
+
+def typed() -> Iterator[str]:
+    """The prompts that are typed, until the input ends: that of a question, or a whole one.
+
+    A whole one begins with ``[Round`` and goes on, as the guide types it, until a line ends in
+    ``答：``; with ``\\n`` in place of line breaks it is one line.
+    """
+    while (line := _line("Please enter your predict data: ")) is not None:
+        lines = [line]
+        whole = line.startswith("[Round")
+        while whole and "\\n" not in line and not lines[-1].rstrip().endswith("答："):
+            following = _line("")
+            if following is None:
+                break
+            lines.append(following)
+        if whole:
+            yield "\n".join(lines).replace("\\n", "\n")
+        elif line.strip():
+            yield build_prompt(line)
+
+
+def _line(prompt: str) -> Optional[str]:
+    """A line of the input; None at its end."""
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
 
 
 def _print(piece: str) -> None:

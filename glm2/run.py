@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, 
 
 from glm2 import sample, stacks
 from glm2.answers import AnswerFile
-from glm2.data import Batches, Row, read_rows
+from glm2.data import Batches, Row, good_rows
 from glm2.errors import ConfigError
 from glm2.metrics import Metrics, say, warn
 from glm2.prompts import read_prompts
@@ -147,17 +147,13 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
 
 
 def _data(settings: Settings, name: str) -> Data:
-    """Read the rows and the tokenizer; say which lines are no rows."""
+    """Read the rows and the tokenizer."""
     dataset = needed(settings.train if name == "train_dataset" else settings.eval, name)
     if name == "train_dataset":
         check_row_length(settings)
-    rows = read_rows(sample.resolve(dataset.file))
-    if rows.bad:
-        shown = ", ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:5])
-        more = f" and {len(rows.bad) - 5} more" if len(rows.bad) > 5 else ""
-        warn(f"{dataset.file}: {len(rows.bad)} lines are no rows and left out: {shown}{more}")
+    rows = good_rows(dataset)
     tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
-    return Data(dataset, list(rows.rows), tokenizer)
+    return Data(dataset, rows, tokenizer)
 
 
 def _batches(data: Data, layout: Layout, settings: Settings) -> Batches:

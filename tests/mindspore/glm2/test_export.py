@@ -137,6 +137,27 @@ class TestGraphs:
         assert (manifest["weights"], manifest["increment"]) == ("float32", "deeper/i.mindir")
         assert manifest["device_target"] == "CPU"
 
+    def test_an_export_that_ends_half_way_leaves_the_one_before(
+        self, network: Glm2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def content() -> Dict[str, bytes]:
+            return {str(f): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+
+        exported(make(num_layers=1), tmp_path)
+        before = content()
+        assert len(before) == 3
+
+        def until_the_second(cell: Any, *inputs: Any, **options: Any) -> None:
+            if type(cell).__name__ == "Increment":
+                raise KeyboardInterrupt
+            write(cell, *inputs, **options)
+
+        write = ms.export
+        monkeypatch.setattr(ms, "export", until_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            export(network, graphs_in(tmp_path), "CPU", "float32")
+        assert content() == before
+
     def test_a_damaged_graph(self, tmp_path: Path) -> None:
         (tmp_path / "p.mindir").write_bytes(b"no graph")
         (tmp_path / "i.mindir").write_bytes(b"no graph")
@@ -300,14 +321,20 @@ class TestCommands:
         for prompt, text in zip(self.PROMPTS, self.texts(answered)):
             assert text[len(prompt) :].strip() in typed
 
-    def test_int8_reports_its_cost(self, workers: Workers, alone: Path, tmp_path: Path) -> None:
-        out, _ = self.run(
+    def test_int8_reports_its_cost(
+        self, workers: Workers, alone: Path, data: Path, tmp_path: Path
+    ) -> None:
+        rows = (data / "all" / "dev.json").read_text("utf-8")
+        (tmp_path / "dev.json").write_text(f"{rows}oops\n", "utf-8")
+        out, err = self.run(
             workers, tmp_path, "export", "--config", "tiny_cpu", "--int8",
-            "--load_checkpoint", str(alone / self.CHECKPOINT), GLM2_RANK_DIR=str(tmp_path),
+            "--eval_dataset_dir", ".", "--load_checkpoint", str(alone / self.CHECKPOINT),
+            GLM2_RANK_DIR=str(tmp_path),
         )  # fmt: skip
         manifest = json.loads((tmp_path / "glm2_export/glm2_tiny_prefill_int8.json").read_text())
         quality = manifest["quality"]
         assert quality["rows"] == 40
+        assert "dev.json: 1 lines are no rows and left out: line 41" in err
         assert abs(quality["cost_percent"]) < 2
         assert quality["cost_percent"] == pytest.approx(
             100 * (quality["perplexity_int8"] / quality["perplexity"] - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any, List, Sequence
@@ -13,13 +14,13 @@ import pytest
 from glm2.__main__ import main
 from glm2.config import ModelConfig
 from glm2.errors import UsageError
-from glm2.infer import Exported
+from glm2.infer import Exported, typed
 from glm2.infer_section import Graphs
 from glm2.predict import answers
 from glm2.prompts import read_prompts
 from glm2.runtimes import find_runtime, graph_file
 from glm2.sampling import GREEDY, Sampling
-from glm2.tokenizer import Tokenizer
+from glm2.tokenizer import Tokenizer, build_prompt
 
 CONFIG = ModelConfig(
     num_layers=1,
@@ -137,6 +138,30 @@ class TestAnswers:
         assert [(answer.text, answer.tokens) for answer in found] == [
             (q + black_text * n, n) for q, n in zip(questions, counts)
         ]
+
+
+class TestTyped:
+    @pytest.mark.parametrize(
+        ("lines", "prompts"),
+        [
+            ("你好\n\n  \n再见\n", [build_prompt("你好"), build_prompt("再见")]),
+            (
+                "[Round 1]\n\n问：你好。\n\n答：\n你好\n",
+                [build_prompt("你好。"), build_prompt("你好")],
+            ),
+            ("[Round 1]\\n\\n问：你好\\n\\n答：\n", [build_prompt("你好")]),
+            (
+                build_prompt("再见", [("你好", "你好！")]) + "\n[Round 1]\n",
+                [build_prompt("再见", [("你好", "你好！")]), "[Round 1]"],
+            ),
+            ("", []),
+        ],
+    )
+    def test_questions_and_whole_prompts_as_the_guide_types_them(
+        self, monkeypatch: pytest.MonkeyPatch, lines: str, prompts: List[str]
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        assert list(typed()) == prompts
 
 
 class TestPrompts:
