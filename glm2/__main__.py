@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from glm2.errors import ConfigError, Glm2Error, LostRank, UsageError
 
@@ -32,9 +33,8 @@ example:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    tool = _TOOLS.get(words[0]) if words else None
     try:
-        return _work(words) if tool is None else _shown(tool, words[1:])
+        return _shown(*_chosen(words))
     except Glm2Error as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -54,10 +54,23 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 130
 
 
-def _shown(tool: Callable[[List[str]], int], words: List[str]) -> int:
-    """Run a tool whose output may be cut off by its reader, such as ``| head``."""
+def _chosen(words: List[str]) -> Tuple[Callable[[List[str]], int], List[str]]:
+    """The command that is meant, and its words."""
+    if not words or words[0].startswith("-"):
+        return _work, words
+    if words[0] not in _TOOLS:
+        near = difflib.get_close_matches(words[0], _TOOLS, 1)
+        raise UsageError(
+            f"there is no command {words[0]}",
+            hint=f"did you mean {near[0]}?" if near else "a mode is an option: --run_mode predict",
+        )
+    return _TOOLS[words[0]], words[1:]
+
+
+def _shown(command: Callable[[List[str]], int], words: List[str]) -> int:
+    """Run a command whose output may be cut off by its reader, such as ``| head``."""
     try:
-        status = tool(words)
+        status = command(words)
         sys.stdout.flush()
         return status
     except BrokenPipeError:

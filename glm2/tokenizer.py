@@ -27,7 +27,8 @@ class Tokenizer:
         if not Path(file).is_file():
             raise ConfigError(
                 f"there is no tokenizer file {file}",
-                hint="set train_dataset.tokenizer.vocab_file to ChatGLM2's tokenizer.model",
+                hint="name ChatGLM2's tokenizer.model; in a configuration it is the vocab_file of "
+                "train_dataset.tokenizer and of eval_dataset.tokenizer",
             )
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))

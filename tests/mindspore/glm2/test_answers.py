@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +157,23 @@ def test_a_killed_eval_goes_on_where_it_was(
     report = json.loads((tmp_path / "output/eval/eval_rank_0.json").read_text(encoding="utf-8"))
     assert [row["row"] for row in report["rows"]] == list(range(12))
     assert not kept.exists()
+
+
+def test_a_reader_that_has_enough(workers: Workers, alone: Path, tmp_path: Path) -> None:
+    """``predict | true`` ends as a shell shows SIGPIPE, without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "glm2", "--config", "tiny_cpu", "--run_mode", "predict",
+            "--load_checkpoint", str(alone / CHECKPOINT), "--predict_data", QUESTION,
+        ],
+        cwd=tmp_path,
+        env=workers.environ,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -110,6 +110,8 @@ class TestInProcess:
             (["--config", "tiny_cpu", "--run_mode", "predict"], 2, "predict needs --predict_data"),
             (["check", "--config", "absent"], 3, "there is no configuration absent"),
             (["sample-data", "--out", "{file}/x"], 2, "cannot write to"),
+            (["discribe"], 2, "there is no command discribe\n  → did you mean describe?"),
+            (["predict"], 2, "there is no command predict\n  → a mode is an option: --run_mode"),
             (["scheduler"], 2, "the scheduler needs MS_WORKER_NUM, MS_SCHED_HOST, MS_SCHED_PORT"),
         ],
     )

@@ -30,3 +30,10 @@ def test_no_text_is_refused() -> None:
         read_prompts([])
     with pytest.raises(UsageError, match="holds no text"):
         read_prompts([" "])
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("黑色\n".encode("gbk"))
+    with pytest.raises(UsageError, match=r"prompts.txt is no text in UTF-8: .* at byte 0"):
+        read_prompts([str(file)])
