@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 from unittest.mock import patch
 
 from docs.markdown import field_docs, table
@@ -41,13 +41,18 @@ def _trace() -> Tuple[Dict[str, Tuple[str, Any]], List[str]]:
         return ".".join(parts).replace(".[]", "[]")
 
     def take(
-        section: Any, key: str, kind: type, default: Any = yaml_source._REQUIRED
+        section: Any,
+        key: str,
+        kind: type,
+        default: Any = yaml_source._REQUIRED,
+        **limits: Optional[float],
     ) -> Any:  # the reader's own signature
         needed = default is yaml_source._REQUIRED
         if kind is not list or default:
             shown = "required" if needed else default if default != "" else None
-            taken.setdefault(name(section, key), (kind.__name__, shown))
-        return real_take(section, key, kind, default)
+            ranges = [f"{_SIGNS[word]} {limit}" for word, limit in limits.items()]
+            taken.setdefault(name(section, key), (", ".join([kind.__name__, *ranges]), shown))
+        return real_take(section, key, kind, default, **limits)
 
     def ignore(section: Any, *keys: str) -> None:
         ignored.extend(name(section, key) for key in keys)
@@ -65,6 +70,7 @@ def _trace() -> Tuple[Dict[str, Tuple[str, Any]], List[str]]:
     return taken, sorted(set(ignored) - set(taken))
 
 
+_SIGNS = {"least": "≥", "above": ">", "below": "<"}
 _FIELDS: Sequence[Tuple[str, type]] = (
     ("model.model_config.pet_config.", model_config.LoraConfig),
     ("model.model_config.", model_config.ModelConfig),
