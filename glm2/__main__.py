@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from glm2.errors import ConfigError, Glm2Error, LostRank, UsageError
+from glm2.settings import RUN_MODES
 
-MODES = ("train", "finetune", "eval", "predict")
+_RUN_MODE = "default: run_mode of the file"
 
 _EPILOG = """\
 other commands:
@@ -91,9 +92,8 @@ def _check(words: List[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m glm2 check", description="Judge a configuration: exit status 0 or 3."
     )
-    parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--run_mode", choices=MODES)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="K=V")
+    _add_config(parser)
+    parser.add_argument("--run_mode", choices=RUN_MODES, help=_RUN_MODE)
     parser.add_argument("--ranks", type=_count, metavar="N", help="processes there will be")
     parser.add_argument("--host_ranks", type=_count, metavar="N", help="how many share a host")
     options = parser.parse_args(words)
@@ -125,9 +125,10 @@ def _describe(words: List[str]) -> int:
         prog="python -m glm2 describe",
         description="Layers, parameters, and the memory of a rank by part and by layout.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="K=V")
+    _add_config(parser)
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="table", help="default: table"
+    )
     options = parser.parse_args(words)
     from glm2 import describe
     from glm2.settings import find_config, load_settings
@@ -145,7 +146,7 @@ def _sample_data(words: List[str]) -> int:
         prog="python -m glm2 sample-data",
         description="Write train.json, dev.json and tokenizer.model of the built-in sample.",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="made if need be")
     options = parser.parse_args(words)
     from glm2 import sample
 
@@ -198,8 +199,8 @@ def work_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="YAML of the run, or a shipped name")
-    add("--run_mode", choices=MODES, help="default: run_mode of the file")
+    _add_config(parser)
+    add("--run_mode", choices=RUN_MODES, help=_RUN_MODE)
     add("--load_checkpoint", metavar="F",
         help="weights to start from (.ckpt or .safetensors); LoRA adapters alone go on top of "
         "checkpoint_name_or_path")  # fmt: skip
@@ -215,9 +216,14 @@ def work_parser() -> argparse.ArgumentParser:
     add("--train_dataset_dir", metavar="D", help="train.json, or its folder")
     add("--eval_dataset_dir", metavar="D", help="dev.json, or its folder")
     add("--output_dir", metavar="D", help="default: GLM2_OUTPUT_DIR, else the file's output_dir")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="YAML of the run, or a shipped name")
     add("--set", dest="overrides", action="append", default=[], metavar="K=V",
         help="set a key of the file, such as runner_config.epochs=2")  # fmt: skip
-    return parser
 
 
 def _count(text: str) -> int:

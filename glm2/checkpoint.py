@@ -24,7 +24,7 @@ from glm2.adapters import is_adapter, own_name
 from glm2.download import DOWNLOADS, RELEASED, URL, obtain
 from glm2.errors import CheckpointError, ConfigError
 from glm2.settings import CHECKPOINT_NAME
-from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state
+from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state, listed
 
 META = "meta.json"
 
@@ -138,7 +138,7 @@ def load_state(parameters: Sequence[Parameter], file: Path) -> Progress:
     problems += [f"missing {name}" for name in PROGRESS_NAMES if name not in found]
     if problems:
         raise CheckpointError(
-            f"training cannot go on from {file}: " + "; ".join(problems),
+            f"training cannot go on from {file}:{listed(problems)}",
             hint="resume with the configuration that wrote it; without resume_training the "
             "weights alone are loaded",
         )
@@ -191,8 +191,9 @@ def fill(parameters: Sequence[Parameter], found: Mapping[str, Parameter], source
     )
     if problems:
         raise CheckpointError(
-            f"{source} does not fit the model: " + "; ".join(problems),
-            hint="use the model_config that the weights were trained with",
+            f"{source} does not fit the model:{listed(problems)}",
+            hint="use the model_config that the weights were trained with; files of Hugging Face "
+            "go through python -m glm2 convert, and pieces of ranks through glm2-orch merge-ckpt",
         )
     for parameter in parameters:
         parameter.set_data(found[parameter.name].astype(parameter.dtype))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import shutil
 import sys
 import time
@@ -29,14 +28,13 @@ from glm2.formats.safetensors import write_safetensors
 from glm2.formats.source import Source, find_source
 from glm2.formats.tensor import Content, Shape, nbytes
 from glm2.settings import find_config, load_settings
-from glm2.weights import is_state, weight_shapes
+from glm2.weights import is_state, listed, weight_shapes
 
 FORMATS = ("ckpt", "safetensors", "hf")
 DEFAULT_SHARD = "5GB"
 
 _OURS = "embedding.embedding_table"
 _THEIRS = "embedding.word_embeddings.weight"
-_LAYER = re.compile(r"layers\.(\d+)\.")
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 Progress = Callable[[int, int, str], None]
@@ -116,8 +114,7 @@ def select(source: Source, config: ModelConfig, dtype: Optional[str] = None) -> 
             )
         raise CheckpointError(
             f"{source.path} does not hold the weights of this network "
-            f"({config.num_layers} layers, hidden size {config.hidden_size}):\n    "
-            + "\n    ".join(_by_layers(problems)),
+            f"({config.num_layers} layers, hidden size {config.hidden_size}):" + listed(problems),
             hint=hint,
         )
     tensors = [Cast(name, dtype or found[ours[name]].dtype, found[ours[name]]) for name in wanted]
@@ -214,28 +211,6 @@ def _config(given: Optional[str], source: Source) -> ModelConfig:
     if not Path(given).is_file():
         raise ConfigError(f"there is no configuration {given}")
     return hub.read_config(Path(given))
-
-
-def _by_layers(lines: Sequence[str]) -> List[str]:
-    """Lines that differ in the number of a layer only, as one: ``layers.2-27.``"""
-    numbers: Dict[str, List[int]] = {}
-    for line in lines:
-        match = _LAYER.search(line)
-        numbers.setdefault(_LAYER.sub("layers.*.", line), []).append(int(match[1]) if match else 0)
-    return [
-        line.replace("layers.*.", f"layers.{_ranges(found)}.") for line, found in numbers.items()
-    ]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 -> ``1-3,7``."""
-    runs: List[List[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _refuse_existing(target: Path, kind: str) -> None:

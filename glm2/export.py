@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval_dataset_dir", metavar="D", help="dev.json, or its folder, for --int8")
     add("--output_dir", metavar="D",
         help="where relative paths begin; default: GLM2_OUTPUT_DIR, else this folder")  # fmt: skip
-    add("--device_id", type=int, metavar="N")
+    add("--device_id", type=int, metavar="N", help="default: that of the file")
     add("--set", dest="overrides", action="append", default=[], metavar="K=V",
         help="set a key of the file, such as model.model_config.batch_size=4")  # fmt: skip
     return parser

@@ -17,7 +17,7 @@ import numpy as np
 from glm2 import sample
 from glm2.config import ModelConfig
 from glm2.continuation import next_token, sources
-from glm2.download import DOWNLOADS
+from glm2.download import DOWNLOADS, RELEASED
 from glm2.errors import ConfigError, UsageError
 from glm2.infer_section import Graphs
 from glm2.predict import answers
@@ -263,8 +263,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", metavar="FILE", help="YAML with the section infer, or a shipped name")
-    add("--prefill_model_path", type=Path, metavar="F", help="instead of those of --config")
-    add("--increment_model_path", type=Path, metavar="F")
+    add("--prefill_model_path", type=Path, metavar="F", help="a graph in place of --config's")
+    add("--increment_model_path", type=Path, metavar="F", help="the other one")
     add("--int8", action="store_true", help="the graphs that export --int8 wrote")
     add("--predict_data", metavar="S", action="append",
         help="text to answer, or a file with one on each line; may be repeated")  # fmt: skip
@@ -272,12 +272,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--runtime", choices=RUNTIMES, help="default: lite where it is installed")
     add("--config_path", metavar="INI", help="MindSpore Lite's own configuration, as lite.ini")
     add("--device_target", choices=("CPU", "GPU", "Ascend"), help="default: that of --config")
-    add("--device_id", type=int, metavar="N")
+    add("--device_id", type=int, metavar="N", help="default: that of --config")
     add("--output_dir", metavar="D", help="where the paths of --config begin, as for export")
     for name, default in (("is_sample_acceleration", "False"), ("add_special_tokens", "True")):
-        add(f"--{name}", default=default, help=argparse.SUPPRESS)
-    add("--seq_length", type=int, help=argparse.SUPPRESS)
-    add("--model_name", choices=("glm2_6b", "glm2_6b_lora"), help=argparse.SUPPRESS)
+        add(f"--{name}", default=default, metavar=default,
+            help=f"of the guide's command: {default}, nothing else")  # fmt: skip
+    add("--seq_length", type=int, metavar="N",
+        help="of the guide's command: that of the graphs, nothing else")  # fmt: skip
+    add("--model_name", choices=tuple(RELEASED), help="of the guide's command; of no effect")
     add("--set", dest="overrides", action="append", default=[], metavar="K=V",
         help="set a key of --config, such as model.model_config.do_sample=True")  # fmt: skip
     return parser

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 from glm2.config import ModelConfig
 
@@ -39,6 +39,7 @@ class Progress:
 
 
 PROGRESS_NAMES = tuple(Progress.__dataclass_fields__)
+_LAYER = re.compile(r"layers\.(\d+)\.")
 _NOT_WEIGHTS = re.compile(
     r"^(adam_[mv]\.|accu_grads\.|(current_iterator_step|last_overflow_iterator_step|scale_sense|"
     r"learning_rate|beta[12]_power)$)|rotary_pos_emb\.inv_freq$"
@@ -75,19 +76,39 @@ def is_state(name: str) -> bool:
 
 def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> List[str]:
     """What differs between two sets of named shapes, in words; empty: nothing."""
-    problems = []
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
-    if missing:
-        problems.append(f"missing {', '.join(missing)}")
-    if unexpected:
-        problems.append(f"unexpected {', '.join(unexpected)}")
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in wanted]
     problems += [
         f"{name} is {_text(found[name])}, the model needs {_text(shape)}"
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
     return problems
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Each on a line of its own; those that differ in the number of a layer only, as one:
+    ``layers.2-27.``"""
+    numbers: Dict[str, List[int]] = {}
+    for problem in problems:
+        match = _LAYER.search(problem)
+        kind = _LAYER.sub("layers.*.", problem)
+        numbers.setdefault(kind, []).append(int(match[1]) if match else 0)
+    return "".join(
+        f"\n    {kind.replace('layers.*.', f'layers.{_ranges(found)}.')}"
+        for kind, found in numbers.items()
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1, 2, 3, 7 -> ``1-3,7``."""
+    runs: List[List[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _text(shape: Shape) -> str:

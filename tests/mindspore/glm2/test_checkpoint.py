@@ -132,7 +132,9 @@ class TestResumedState:
     ) -> None:
         file = tmp_path / "weights.ckpt"
         ms.save_checkpoint([{"name": p.name, "data": p} for p in model.get_parameters()], str(file))
-        with pytest.raises(CheckpointError, match=r"missing adam_m.*missing step_num") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"(?s)missing adam_m.*missing step_num"
+        ) as caught:
             load_state((*optimizer.weights, *optimizer.m, *optimizer.v), file)
         assert "without resume_training" in caught.value.hint
         assert damage(file) == "it is cut off", "it has no checksum"
@@ -186,11 +188,11 @@ class TestMisfit:
         with pytest.raises(CheckpointError) as caught:
             load_weights(altered(ffn_hidden_size=20), saved)
         message = caught.value.message
-        for layer in range(2):
-            mlp = f"transformer.encoder.layers.{layer}.mlp"
-            assert f"{mlp}.dense_h_to_4h.weight is [48, 16], the model needs [40, 16]" in message
-            assert f"{mlp}.dense_4h_to_h.weight is [16, 24], the model needs [16, 20]" in message
-        assert message.count("the model needs") == 4
+        mlp = "transformer.encoder.layers.0-1.mlp"
+        assert message.splitlines()[1:] == [
+            f"    {mlp}.dense_h_to_4h.weight is [48, 16], the model needs [40, 16]",
+            f"    {mlp}.dense_4h_to_h.weight is [16, 24], the model needs [16, 20]",
+        ]
 
     def test_missing_and_unexpected_weights_are_listed(self, saved: Path) -> None:
         with pytest.raises(CheckpointError, match=r"missing .*layers\.2\.input_layernorm"):
