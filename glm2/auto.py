@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Union
 
 from glm2 import sample
 from glm2.config import ModelConfig
-from glm2.download import RELEASED, obtain
+from glm2.download import RELEASED, VOCABULARY, obtain
 from glm2.errors import ConfigError
 from glm2.metrics import warn
 from glm2.settings import find_config, load_settings
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 BASE = "glm2_6b"
 """The weights below adapters that come alone."""
 _ENDINGS = (".ckpt", ".safetensors")
-_VOCABULARY = "tokenizer.model"
 
 
 class OpenConfig:
@@ -128,9 +127,9 @@ class AutoTokenizer:
         """The tokenizer of a name, of a folder that holds ``tokenizer.model``, or of a file."""
         path = Path(name)
         if name in RELEASED:
-            return Tokenizer(obtain(_VOCABULARY, url=url))
+            return Tokenizer(obtain(VOCABULARY, url=url))
         if path.is_dir():
-            return Tokenizer(path / _VOCABULARY)
+            return Tokenizer(path / VOCABULARY)
         if path.is_file() and path.suffix == ".model":
             return Tokenizer(path)
         settings = load_settings(_config_file(name))

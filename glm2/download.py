@@ -30,6 +30,8 @@ DOWNLOADS = Path("checkpoint_download") / "glm2"
 URL = "GLM2_DOWNLOAD_URL"
 RELEASED = {"glm2_6b": "run_glm2_6b", "glm2_6b_lora": "run_glm2_6b_lora"}
 """Released models, and the shipped configuration of each."""
+VOCABULARY = "tokenizer.model"
+"""The tokenizer of all of them."""
 CHUNK = 1 << 20
 ATTEMPTS = 5
 """Times in a row that a connection may break without a byte more; each begins where it was."""

@@ -14,13 +14,12 @@ from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from glm2 import sample
 from glm2.config import ModelConfig
 from glm2.continuation import next_token, sources
-from glm2.download import DOWNLOADS, RELEASED
+from glm2.download import RELEASED
 from glm2.errors import ConfigError, UsageError
 from glm2.infer_section import Graphs
-from glm2.predict import answers
+from glm2.predict import answers, tokenizer_file
 from glm2.prompts import read_prompts
 from glm2.runtimes import RUNTIMES, Graph, Loader, find_runtime, graph_file, loader
 from glm2.sampling import Sampling
@@ -35,7 +34,7 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     graphs = _graphs(options, settings, environ)
     config, target = _network(graphs, settings)
     _check_guides_options(options, config)
-    tokenizer = tokenizer_for(config, _tokenizer_file(options.tokenizer, settings))
+    tokenizer = tokenizer_for(config, tokenizer_file(settings, options.tokenizer or ""))
     questions = read_prompts(options.predict_data) if options.predict_data else []
     device = settings.device if settings else Device(target)
     if options.device_target:
@@ -232,22 +231,6 @@ def _network(graphs: Graphs, settings: Optional[Settings]) -> Tuple[ModelConfig,
         chosen = {key: getattr(settings.model, key) for key in _SAMPLING}
         config = dataclasses.replace(config, **chosen)
     return config, target
-
-
-def _tokenizer_file(given: Optional[str], settings: Optional[Settings]) -> Path:
-    """The tokenizer of the command line, of the configuration, or of the downloads."""
-    if given:
-        return sample.resolve(given)
-    dataset = settings and (settings.eval or settings.train)
-    if dataset:
-        return sample.resolve(dataset.tokenizer)
-    downloaded = DOWNLOADS / "tokenizer.model"
-    if downloaded.is_file():
-        return downloaded
-    raise UsageError(
-        "which tokenizer? The configuration names none",
-        hint=f"give --tokenizer tokenizer.model, or put it into ./{DOWNLOADS}",
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -102,10 +102,11 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
             if device.max_memory:
                 ms.runtime.set_memory(max_size=device.max_memory)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"this MindSpore cannot use {device.target}: {str(error).splitlines()[0]}",
-            hint="--set context.device_target=CPU runs on the processor",
-        ) from error
+        if not ("has been initialized" in str(error) and _runs_on(device)):
+            raise ConfigError(
+                f"this MindSpore cannot use {device.target}: {str(error).splitlines()[0]}",
+                hint="--set context.device_target=CPU runs on the processor",
+            ) from error
     if layout.world_size > 1:
         from mindspore import communication
 
@@ -124,6 +125,13 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
                 hint="give MS_NODE_ID and the rank table the same order as RANK_ID",
             )
     _started.append((device, layout))
+
+
+def _runs_on(device: Device) -> bool:
+    """Whether MindSpore began before us on this device, as in a notebook: it is chosen once."""
+    return ms.get_context("device_target") == device.target and (
+        device.target == "CPU" or ms.get_context("device_id") == device.id
+    )
 
 
 @contextlib.contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence
 
+from glm2 import sample
 from glm2.config import ModelConfig
 from glm2.continuation import Continues, generate, limit
+from glm2.download import DOWNLOADS, VOCABULARY
 from glm2.errors import UsageError
 from glm2.sampling import Sampling
+from glm2.settings import Settings
 from glm2.streaming import pieces
 from glm2.tokenizer import Tokenizer
 
@@ -45,6 +49,23 @@ def predict(
         use_past=config.use_past,
     )
     return answers(generator, tokenizer, texts, sampling, show)
+
+
+def tokenizer_file(settings: Optional[Settings], given: str = "") -> Path:
+    """The tokenizer that is given, else that of the configuration, else that of the downloads."""
+    if given:
+        return sample.resolve(given)
+    dataset = settings and (settings.eval or settings.train)
+    if dataset:
+        return sample.resolve(dataset.tokenizer)
+    downloaded = DOWNLOADS / VOCABULARY
+    if downloaded.is_file():
+        return downloaded
+    raise UsageError(
+        "which tokenizer? The configuration names none",
+        hint=f"give infer --tokenizer, a configuration with eval_dataset.tokenizer.vocab_file, or "
+        f"put {VOCABULARY} into ./{DOWNLOADS}",
+    )
 
 
 def answers(

@@ -262,11 +262,10 @@ def _predict(rank: Rank, questions: List[str]) -> List[str]:
     On a terminal, each answer is shown as it grows instead.
     """
     from glm2.parallel import texts_of_ranks
-    from glm2.predict import predict
+    from glm2.predict import predict, tokenizer_file
 
     settings, layout = rank.settings, rank.layout
-    dataset = needed(settings.eval or settings.train, "eval_dataset")
-    tokenizer = tokenizer_for(settings.model, sample.resolve(dataset.tokenizer))
+    tokenizer = tokenizer_for(settings.model, tokenizer_file(settings))
     mine = questions[layout.data_rank :: layout.data_parallel]
     alone = layout.world_size == 1
     terminal = sys.stdout.isatty()

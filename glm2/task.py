@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
-from glm2.auto import RELEASED
+from glm2.download import RELEASED, VOCABULARY, obtain
 from glm2.errors import Glm2Error
 from glm2.pipelines import TASK, require_task
 
@@ -19,10 +19,10 @@ class Trainer:
     >>> trainer.predict(input_data="你好")                        # doctest: +SKIP
     [{'text_generation_text': ['你好，我是 …']}]
 
-    ``model`` is a released model or the name or path of a configuration; the datasets are files
-    or the folders that hold them; ``overrides`` are keys of the configuration, such as
-    ``["runner_config.epochs=2"]``. As with the command line, several ranks are several processes
-    with RANK_ID and RANK_SIZE (``environ``).
+    ``model`` is a released model, whose tokenizer is found as by AutoTokenizer, or the name or
+    path of a configuration; the datasets are files or the folders that hold them; ``overrides``
+    are keys of the configuration, such as ``["runner_config.epochs=2"]``. As with the command
+    line, several ranks are several processes with RANK_ID and RANK_SIZE (``environ``).
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Trainer:
                 self._words += [option, str(value)]
         for override in overrides:
             self._words += ["--set", override]
+        self._released = model in RELEASED and not any("vocab_file" in key for key in overrides)
         self._trained: Optional[str] = None
 
     def train(self) -> None:
@@ -86,6 +87,10 @@ class Trainer:
         from glm2.run import resolve, work
 
         words = ["--config", self.config, "--run_mode", mode, *self._words, *more]
+        if self._released:
+            file = obtain(VOCABULARY, environ=self.environ)
+            for name in ("train_dataset", "eval_dataset"):
+                words += ["--set", f"{name}.tokenizer.vocab_file={file}"]
         if checkpoint is not None:
             words += ["--load_checkpoint", str(Path(checkpoint))]
         options = work_parser().parse_args(words)

@@ -21,6 +21,8 @@ from tests.mindspore.glm2.test_answers import CHECKPOINT, QUESTION
 from tests.mindspore.glm2.worker import Workers
 
 SCRIPT = """
+import mindspore
+mindspore.ops.add(mindspore.Tensor(1.0), 1).asnumpy()  # it runs before us, as in a notebook
 from glm2 import Trainer
 trainer = Trainer(task="text_generation", model="tiny_cpu", train_dataset="{data}",
                   eval_dataset="dev.json", output_dir="output",
@@ -124,6 +126,15 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         model.generate(prompt(tokenizer), **options)
+
+
+@pytest.mark.parametrize("token", [1024, -1])
+def test_a_token_that_the_model_does_not_have_is_refused_and_does_no_harm(
+    model: Glm2, tokenizer: Tokenizer, token: int
+) -> None:
+    with pytest.raises(UsageError, match=f"{token} is no token: the model has 0 to 1023"):
+        model.generate([*prompt(tokenizer), token], max_length=48)
+    assert model.generate(prompt(tokenizer), max_length=48)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import List
 
 import pytest
 
@@ -14,7 +15,8 @@ from glm2.auto import AutoConfig, AutoTokenizer
 from glm2.config import ModelConfig
 from glm2.errors import ConfigError, DownloadError, UsageError
 from glm2.pipelines import TextGenerationPipeline, pipeline
-from glm2.settings import CONFIGS
+from glm2.run import Outcome
+from glm2.settings import CONFIGS, Settings
 from glm2.task import Trainer
 from glm2.tokenizer import Tokenizer
 
@@ -97,6 +99,28 @@ class TestTokenizer:
         folder.mkdir(parents=True)
         shutil.copy(sample_folder / "tokenizer.model", folder)
         assert AutoTokenizer.from_pretrained("glm2_6b").vocab_size > 0
+
+
+def test_a_trainer_of_a_released_model_finds_its_tokenizer_as_well(
+    sample_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("checkpoint_download/glm2")
+    folder.mkdir(parents=True)
+    shutil.copy(sample_folder / "tokenizer.model", folder)
+    seen: List[Settings] = []
+
+    def work(settings: Settings, *_: object) -> Outcome:
+        seen.append(settings)
+        return Outcome(0, {"predictions": ["你好！"]})
+
+    monkeypatch.setattr("glm2.run.work", work)
+    Trainer(task="text_generation", model="glm2_6b", train_dataset="t").predict(input_data="你好")
+    named = Trainer(model="glm2_6b", overrides=["eval_dataset.tokenizer.vocab_file=own.model"])
+    named.predict(input_data="你好")
+    for settings, file in zip(seen, (str(folder / "tokenizer.model"), "own.model")):
+        assert settings.eval
+        assert settings.eval.tokenizer == file
 
 
 def test_another_task_is_refused() -> None:
