@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,8 +31,10 @@ from cryptography.hazmat.primitives.serialization import (
 from orchestrator.drill.processes import Process, descendants, end, having, wait_until
 from orchestrator.errors import HostNotReady
 from orchestrator.inventory import Host, ServerId, SshAddress, SshOptions
-from orchestrator.preflight.needs import HCCL_BASE_PORT
 
+_PORTS = range(20_000, 32_768)
+"""Below /proc/sys/net/ipv4/ip_local_port_range as it is by default, above those that launches
+try for their schedulers, and not HCCL's."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _CONFIG = """\
@@ -202,7 +205,7 @@ class Loopback:
         self.key = folder / "id_ed25519"
         self.known_hosts = folder / "known_hosts"
         addresses = [f"127.0.1.{number}" for number in range(1, count + 1)]
-        self.port = port or _free_port(addresses)
+        self.port = port or free_port(addresses)
         self._servers = {one: Server(folder / one, one, self.port) for one in addresses}
         authorized = folder / "authorized_keys"
         authorized.write_text(write_key(self.key) + "\n")
@@ -293,15 +296,13 @@ def _overrides(host: Host) -> Dict[str, object]:
     }
 
 
-def _free_port(addresses: Sequence[str]) -> int:
-    """A port that is free on every address right now, and none that a preflight wants free."""
-    for _ in range(100):
-        with closing(socket.socket()) as first:
-            first.bind((addresses[0], 0))
-            port = int(first.getsockname()[1])
-            if port < HCCL_BASE_PORT and all(_is_free(one, port) for one in addresses[1:]):
-                return port
-    raise HostNotReady("no port is free on 127.0.1.1 and its neighbours", hint="try again")
+def free_port(addresses: Sequence[str] = ("127.0.0.1",)) -> int:
+    """A port that is free on every address right now: none that a preflight wants free, and none
+    that the kernel gives to whoever connects to somewhere."""
+    for port in random.sample(_PORTS, 100):
+        if all(_is_free(one, port) for one in addresses):
+            return port
+    raise HostNotReady(f"no port is free on {addresses[0]} and its neighbours", hint="try again")
 
 
 def _is_free(address: str, port: int) -> bool:

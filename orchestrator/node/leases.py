@@ -13,8 +13,8 @@ from .failure import NodeError
 from .folder import Json, read_json
 from .holders import path_of
 
-_TRIES = 10
-_PAUSE_S = 0.02
+_PATIENCE_S = 10.0
+_PAUSE_S = 0.01
 
 
 class Lock:
@@ -37,7 +37,7 @@ class Lock:
 def take(path: str, holder: Json) -> Optional[Lock]:
     """Take the lock, or None when somebody has it. Raises OSError when it cannot be made."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if not _lock(descriptor, fcntl.LOCK_EX):
+    if not _lock(descriptor):
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)
@@ -60,13 +60,16 @@ def take_lease(workdir: str, name: str, holder: Json) -> Lock:
     return lock
 
 
-def _lock(descriptor: int, kind: int) -> bool:
-    """Try for a moment: ``holders.holder`` in another process touches the lock for an instant."""
-    for _ in range(_TRIES):
-        if _try(descriptor, kind):
-            return True
+def _lock(descriptor: int) -> bool:
+    """Whoever has the lock has it alone, and is not waited for. Whoever only looks
+    (``holders.holder``) shares it for an instant, and is: even where that takes long."""
+    until = time.monotonic() + _PATIENCE_S
+    while not _try(descriptor, fcntl.LOCK_EX):
+        if not _try(descriptor, fcntl.LOCK_SH) or time.monotonic() >= until:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         time.sleep(_PAUSE_S)
-    return False
+    return True
 
 
 def _try(descriptor: int, kind: int) -> bool:

@@ -18,7 +18,9 @@ except ImportError:  # a Python built without libffi: no prctl, the scan of /pro
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_EXEC_S = 0.01
+_EXEC_S = 2.0
+_EXEC_POLL_S = 0.005
+_PF_KTHREAD = 0x00200000
 
 
 class Process(NamedTuple):
@@ -108,7 +110,7 @@ def carries(pid: int, run_id: str, run_dir: str) -> bool:
 
     The folder counts too, because several hosts of a run may share one machine.
     """
-    found = marks(pid)
+    found = marks(pid, patient=True)
     return (
         found is not None
         and found[0] == run_id
@@ -116,14 +118,16 @@ def carries(pid: int, run_id: str, run_dir: str) -> bool:
     )
 
 
-def marks(pid: int) -> Optional[Tuple[str, str]]:
+def marks(pid: int, patient: bool = False) -> Optional[Tuple[str, str]]:
     """GLM2_RUN_ID and GLM2_RUN_DIR that the process was started with; None: it has not both.
 
-    Processes of other users cannot be read and do not belong to us.
+    Processes of other users cannot be read and do not belong to us. In the midst of exec a process
+    has no environment for a moment; ``patient``: its end is waited for.
     """
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            data = file.read()
+        data = _contents(pid, "environ")
+        if patient and not data:
+            data = _after_exec(pid)
     except OSError:
         return None
     if b"GLM2_RUN_ID=" not in data:  # as nearly always
@@ -133,6 +137,25 @@ def marks(pid: int) -> Optional[Tuple[str, str]]:
     found = dict(variable.partition(b"=")[::2] for variable in variables)
     run_id, run_dir = found.get(b"GLM2_RUN_ID"), found.get(b"GLM2_RUN_DIR")
     return (os.fsdecode(run_id), os.fsdecode(run_dir)) if run_id and run_dir else None
+
+
+def _after_exec(pid: int) -> bytes:
+    """The environment of a process that had none a moment ago. Until exec has written it there is
+    no command line either; the kernel's threads, and zombies, never have one. Raises OSError."""
+    until = time.monotonic() + _EXEC_S
+    while not _contents(pid, "cmdline"):
+        state, *fields = _contents(pid, "stat").rpartition(b")")[2].split()
+        if state in (b"Z", b"X", b"x") or int(fields[5]) & _PF_KTHREAD:
+            return b""
+        if time.monotonic() >= until:
+            break
+        time.sleep(_EXEC_POLL_S)
+    return _contents(pid, "environ")
+
+
+def _contents(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
 
 
 def open_files(pid: int) -> List[str]:
@@ -166,15 +189,12 @@ def members(
     """All living processes of a run: marked in their environment or below its supervisor, and
     all below those. Without the supervisor itself and without ``spare``.
 
-    None is the answer only when none is found twice: in the midst of exec a process has no
-    environment for a moment.
+    None is the answer only when none is found twice: one may have been started by one that ended
+    while we looked.
     """
     spared = set(spare) | {supervisor}
     found = _members_now(run_id, run_dir, supervisor, spared)
-    if not found:
-        time.sleep(_EXEC_S)
-        found = _members_now(run_id, run_dir, supervisor, spared)
-    return found
+    return found or _members_now(run_id, run_dir, supervisor, spared)
 
 
 def _members_now(

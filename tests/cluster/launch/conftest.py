@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Dict, List, Sequence
 import psutil
 import pytest
 
+from orchestrator.drill import cluster
 from orchestrator.runs.layout import RunPaths, RunStore
 
 STANDIN = Path(__file__).with_name("standin_rank.py")
@@ -119,7 +119,4 @@ def without_scheduler(folder: Path) -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return cluster.free_port()

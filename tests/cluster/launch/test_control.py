@@ -107,6 +107,9 @@ def test_a_spare_takes_the_place_of_a_host_that_cannot_be_armed(cli, loopback):
     done = cli("launch", "-i", inventory, "--run-id", "whole", *standin(), "finetune")
     assert done.status == 4, done.stderr
     assert f"{bad.name}: " in done.stderr.splitlines()[-2]
+    # Whoever had been armed by then is undone.
+    assert not any(Path(host.workdir, "runs", "whole").exists() for host in cluster.hosts)
+    wait_until(lambda: processes_of("whole") == [], "the end of those that armed")
     names = [host.name for host in cluster.hosts]
     groups = {"workers": {"hosts": names[:2]}, "spares": {"hosts": names[2:]}}
     inventory = cluster.inventory(groups=groups)

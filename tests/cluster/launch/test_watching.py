@@ -51,11 +51,11 @@ def test_a_host_that_is_cut_off_is_waited_for_and_then_given_up(cli, loopback):
         *(
             "launch",
             "-i",
-            cluster.inventory(),
+            cluster.inventory(job={"heartbeat_s": 0.2}),
             "--run-id",
             "severed-run",
             "--watch",
-            "silence_s=3",
+            "silence_s=5",
         ),
         *("--env", "STANDIN_HANG=1", *standin(), "finetune"),
     ) as launch:

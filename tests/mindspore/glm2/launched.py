@@ -11,8 +11,8 @@ import numpy as np
 
 from glm2.checkpoint import read_parameters
 from glm2.weights import PROGRESS_NAMES
+from orchestrator.drill.cluster import free_port
 from tests.cluster.launch.conftest import Cli, Result
-from tests.mindspore.glm2.worker import free_port
 
 STEPS = 20
 GLOBAL_BATCH = 8

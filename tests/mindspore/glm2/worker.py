@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
+
+from orchestrator.drill.cluster import free_port
 
 REPOSITORY = Path(__file__).parents[3]
 TRAINING = (
@@ -82,12 +83,6 @@ class Workers:
             for rank in range(2)
         ]  # fmt: skip
         return scheduler, ranks
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def metrics(folder: Path, rank: int = 0) -> List[Dict[str, Any]]:

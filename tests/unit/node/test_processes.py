@@ -100,6 +100,58 @@ def test_whose_process(tmp_path, environ: Dict[str, str], expected: bool) -> Non
     assert not processes.carries(child.pid, "r1", str(folder))
 
 
+def test_a_process_that_is_in_the_midst_of_exec_is_found(tmp_path) -> None:
+    """This one always is, or nearly."""
+    program = tmp_path / "again"
+    program.write_text('#!/bin/sh\nexec "$0"\n')
+    program.chmod(0o755)
+    child = subprocess.Popen(
+        [program], env={"GLM2_RUN_ID": "r1", "GLM2_RUN_DIR": str(tmp_path), "PATH": "/bin"}
+    )
+    try:
+        looks = [processes.members("r1", str(tmp_path)) for _ in range(200)]
+    finally:
+        child.kill()
+        child.wait()
+    assert {tuple(one.pid for one in found) for found in looks} == {(child.pid,)}
+
+
+def test_an_exec_that_takes_long_is_waited_for(monkeypatch) -> None:
+    """As from a disk that is slow to answer."""
+    marked = {"environ": b"GLM2_RUN_ID=r1\0GLM2_RUN_DIR=/r1\0", "cmdline": b"python3\0"}
+    reads = iter(range(10_000))
+
+    def contents(pid: int, name: str) -> bytes:
+        if name == "stat":
+            return stat(b"python3", pid)
+        return marked[name] if next(reads) > 40 else b""
+
+    monkeypatch.setattr(processes, "_contents", contents)
+    assert processes.carries(42, "r1", "/r1")
+
+
+def test_what_has_no_environment_is_not_waited_for(monkeypatch) -> None:
+    """Neither a thread of the kernel nor a zombie will ever have one, and ``env -i`` is no exec."""
+    monkeypatch.setattr(processes.time, "sleep", lambda _: pytest.fail("it was waited for"))
+    bare = subprocess.Popen(["cat"], env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert bare.stdin is not None
+    assert bare.stdout is not None
+    bare.stdin.write(b"up\n")
+    bare.stdin.flush()
+    assert bare.stdout.readline() == b"up\n"
+    dead = subprocess.Popen(["true"], env={})
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert processes.marks(bare.pid, patient=True) is None
+        assert processes.marks(dead.pid, patient=True) is None
+        for process in processes.table().values():
+            if process.ppid == 2:
+                assert processes.marks(process.pid, patient=True) is None
+    finally:
+        bare.communicate()
+        dead.wait()
+
+
 def test_only_the_very_process_is_signalled() -> None:
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     process = processes.read(child.pid)
