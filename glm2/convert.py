@@ -126,7 +126,8 @@ def convert(
 ) -> None:
     """Write the weights: one file (``ckpt``, ``safetensors``), or the folder of ``hf``.
 
-    The file, or each file of the folder and its index last, appears whole or not at all.
+    The file, or each file of the folder and its index last, appears whole or not at all, and
+    after an error none of them is left.
     UsageError when there are weights already: nothing is overwritten.
     """
     _refuse_existing(target, kind)
@@ -237,15 +238,19 @@ def _write_folder(weights: Weights, folder: Path, max_shard: int, report: Progre
     tensors.insert(1, hub.inverse_frequencies(weights.config, weights.dtype))
     shards = hub.shard(_counted(tensors, weights.nbytes, report), max_shard)
     config = folder / "config.json"
-    if not config.exists():
-        with _whole_file(config) as out:
-            out.write(hub.config_text(weights.config, weights.dtype).encode())
-    for name, group in shards.items():
-        with _whole_file(folder / name) as out:
-            write_safetensors(out, group, {"format": "pt"})
-    if len(shards) > 1:
-        with _whole_file(folder / hub.INDEX) as out:
-            out.write(hub.index_text(shards).encode())
+    with contextlib.ExitStack() as undo:
+        if not config.exists():
+            with _whole_file(config) as out:
+                out.write(hub.config_text(weights.config, weights.dtype).encode())
+            undo.callback(config.unlink)
+        for name, group in shards.items():
+            with _whole_file(folder / name) as out:
+                write_safetensors(out, group, {"format": "pt"})
+            undo.callback((folder / name).unlink)
+        if len(shards) > 1:
+            with _whole_file(folder / hub.INDEX) as out:
+                out.write(hub.index_text(shards).encode())
+        undo.pop_all()
 
 
 @contextlib.contextmanager

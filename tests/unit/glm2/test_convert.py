@@ -222,6 +222,18 @@ class TestMisfit:
         assert weight_shapes(read_config(file)) == weight_shapes(CONFIG)
 
 
+def test_a_folder_that_cannot_be_finished_is_left_as_it_was(torch: Any, tmp_path: Path) -> None:
+    state = official(torch, "float32")
+    state["transformer.output_layer.weight"][-1, -1] = 1e6  # the last one to be written
+    torch.save(state, tmp_path / "a.pth")
+    weights, folder = select(find_source(tmp_path / "a.pth"), CONFIG, "float16"), tmp_path / "hf"
+    with pytest.raises(CheckpointError, match="has the value 1e\\+06, which float16 cannot hold"):
+        convert(weights, folder, "hf", max_shard=500)
+    assert list(folder.iterdir()) == []
+    convert(select(find_source(tmp_path / "a.pth"), CONFIG, "bfloat16"), folder, "hf", 500)
+    assert len(list(folder.iterdir())) > 3
+
+
 class TestCkpt:
     def test_every_cut_is_an_error(self, tmp_path: Path) -> None:
         whole = tmp_path / "a.ckpt"
