@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import json
 import os
 import signal
@@ -46,9 +47,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             os._exit(error.exit_status)
         return error.exit_status
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:
+            _drop_output()
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
         print("  → see that the folder exists, can be written and has room", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -75,9 +79,13 @@ def _shown(command: Callable[[List[str]], int], words: List[str]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The interpreter flushes at its end, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again at the interpreter's end, which would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _work(words: List[str]) -> int:

@@ -165,3 +165,17 @@ def test_a_reader_that_has_enough():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_disk_is_said_without_a_traceback():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "glm2", "describe", "--config", "tiny_cpu"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No space left on device\n  → ")
+    assert "Traceback" not in done.stderr
