@@ -20,13 +20,13 @@ from glm2.errors import ConfigError
 from glm2.metrics import warn
 from glm2.settings import find_config, load_settings
 from glm2.tokenizer import Tokenizer
+from glm2.weights import ENDINGS
 
 if TYPE_CHECKING:
     from glm2.model import Glm2
 
 BASE = "glm2_6b"
 """The weights below adapters that come alone."""
-_ENDINGS = (".ckpt", ".safetensors")
 
 
 class OpenConfig:
@@ -85,7 +85,7 @@ class AutoModel:
         """The network of a name; ``url`` is where released weights are fetched from."""
         config = AutoConfig.from_pretrained(name, **changes)
         if Path(name).is_dir() and "checkpoint_name_or_path" not in changes:
-            config.checkpoint_name_or_path = str(_only(Path(name), _ENDINGS, "weights"))
+            config.checkpoint_name_or_path = str(_only(Path(name), ENDINGS, "weights"))
         return AutoModel.from_config(config, url=url)
 
     @staticmethod

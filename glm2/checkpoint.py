@@ -24,7 +24,7 @@ from glm2.adapters import is_adapter, own_name
 from glm2.download import DOWNLOADS, RELEASED, URL, obtain
 from glm2.errors import CheckpointError, ConfigError
 from glm2.settings import CHECKPOINT_NAME
-from glm2.weights import PROGRESS_NAMES, Progress, compare, is_state, listed
+from glm2.weights import ENDINGS, PROGRESS_NAMES, Progress, compare, is_state, listed
 
 META = "meta.json"
 
@@ -150,9 +150,9 @@ def load_state(parameters: Sequence[Parameter], file: Path) -> Progress:
 def find_weights(name: str, url: Optional[str] = None) -> Path:
     """The file that ``load_checkpoint`` means: a path, or a name such as ``glm2_6b``, which is
     fetched when it is not here and ``url`` or GLM2_DOWNLOAD_URL says from where."""
-    for candidate in (Path(name), *(DOWNLOADS / f"{name}{end}" for end in _ENDINGS)):
+    for candidate in (Path(name), *(DOWNLOADS / f"{name}{end}" for end in ENDINGS)):
         if candidate.is_file():
-            if candidate.suffix not in _ENDINGS:
+            if candidate.suffix not in ENDINGS:
                 raise ConfigError(
                     f"{candidate} is no checkpoint: it must end in .ckpt or .safetensors"
                 )
@@ -217,7 +217,6 @@ def read_parameters(file: Path) -> Dict[str, Parameter]:
     return found
 
 
-_ENDINGS = (".ckpt", ".safetensors")
 _TRAILER = 17
 """Bytes at the end of a file with a CRC: ``crc_num`` and ten of the number, big-endian."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Optional
 
 from glm2.yaml_source import Section, known_type
@@ -28,6 +29,11 @@ class Dataset:
     learn_padding: bool = False
     """``ignore_pad_token_for_loss: False``."""
     seed: int = 0
+
+    def at(self, place: str, name: str) -> Dataset:
+        """The same with the rows of ``place``, a file or the folder that has a file ``name``."""
+        file = Path(place) / name if Path(place).is_dir() else Path(place)
+        return replace(self, file=str(file))
 
 
 def read_dataset(top: Section, name: str, batch_size: Optional[int]) -> Optional[Dataset]:

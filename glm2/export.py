@@ -195,10 +195,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         device = dataclasses.replace(settings.device, id=options.device_id)
         settings = dataclasses.replace(settings, device=device)
     if options.eval_dataset_dir is not None:
-        dataset = needed(settings.eval, "eval_dataset")
-        given = Path(options.eval_dataset_dir)
-        file = str(given / "dev.json" if given.is_dir() else given)
-        settings = dataclasses.replace(settings, eval=dataclasses.replace(dataset, file=file))
+        dataset = needed(settings.eval, "eval_dataset").at(options.eval_dataset_dir, "dev.json")
+        settings = dataclasses.replace(settings, eval=dataset)
     return settings
 
 

@@ -140,9 +140,8 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         ("eval", options.eval_dataset_dir, "dev.json"),
     ):
         if given is not None:
-            file = str(Path(given) / default) if Path(given).is_dir() else given
             dataset = needed(getattr(settings, name), f"{name}_dataset")
-            changes[name] = dataclasses.replace(dataset, file=file)
+            changes[name] = dataset.at(given, default)
     return dataclasses.replace(settings, **changes)
 
 

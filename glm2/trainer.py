@@ -130,9 +130,9 @@ class Trainer:
             self._advance(epoch, result, time.monotonic() - begun)
             if result.stops:
                 return self._stop()
-            every = self.settings.checkpoints.every_steps
-            if every and self.progress.step_num % every == 0:
-                self.save()
+            every, step = self.settings.checkpoints.every_steps, self.progress.step_num
+            if step == self.steps or (every and step % every == 0):
+                self.save()  # before an evaluation, which may take long
             if self._evaluation_is_due():
                 self._evaluate()
         self.save()

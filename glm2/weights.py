@@ -13,6 +13,8 @@ from glm2.config import ModelConfig
 
 Shape = Tuple[int, ...]
 
+ENDINGS = (".ckpt", ".safetensors")
+"""Of files of weights that a network is filled from."""
 INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
 """A constant that the official weights carry along; here it is computed."""
 

@@ -212,6 +212,9 @@ def test_a_run_that_was_killed_goes_on_to_the_bit_from_its_last_whole_step(
     # Evaluated behind step 8 and at the end, without a mark on the course.
     results = [line["result"] for line in metrics(tmp_path) if "result" in line]
     assert [(result["step"], result["epoch"]) for result in results] == [(8, 2), (12, 2)]
+    # At the end it is saved before that.
+    kinds = [line.get("phase", "result") for line in metrics(tmp_path) if "step" not in line]
+    assert kinds[-6:] == ["checkpoint", "train", "eval", "result", "train", "done"]
     for number in (8, 12):
         assert (tmp_path / f"output/eval/step_{number}/eval_rank_0.json").is_file()
     assert [file.name for file in saved_files(place, "glm2-tiny_rank_0")] == [
