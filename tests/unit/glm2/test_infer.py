@@ -20,6 +20,7 @@ from glm2.predict import answers
 from glm2.prompts import read_prompts
 from glm2.runtimes import find_runtime, graph_file
 from glm2.sampling import GREEDY, Sampling
+from glm2.settings import load_settings
 from glm2.tokenizer import Tokenizer, build_prompt
 
 CONFIG = ModelConfig(
@@ -255,6 +256,11 @@ class TestCommands:
         Path("bad.yaml").write_text(YAML.format(increment=increment, length=length))
         assert main(["export", "--config", "bad.yaml"]) == 3
         assert said in capsys.readouterr().err
+
+    def test_the_guides_other_key_of_the_section_has_no_effect(self) -> None:
+        text = Path("good.yaml").read_text().replace("infer:\n", "infer:\n  model_type: mindir\n")
+        Path("guide.yaml").write_text(text)
+        assert load_settings(Path("guide.yaml")).unused == ("infer.model_type",)
 
     def test_a_manifest_of_another_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("out").mkdir()
