@@ -19,6 +19,7 @@ from orchestrator.engine.reader import (
     Lines,
     Observer,
     Post,
+    Posts,
     Reader,
     Seen,
     Shown,
@@ -151,7 +152,7 @@ class _Loop:
         grace_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self.posts: queue.SimpleQueue[Post] = queue.SimpleQueue()
+        self.posts: queue.SimpleQueue[Posts] = queue.SimpleQueue()
         self._paths = paths
         self._journal = journal
         self._observer = observer
@@ -207,18 +208,17 @@ class _Loop:
             else:
                 self._tick(now)
         try:
-            post = self.posts.get(timeout=max(0.01, self._tick_at - now))
+            posts = self.posts.get(timeout=max(0.01, self._tick_at - now))
         except queue.Empty:
             return
-        self._take(post)
+        for post in posts:
+            self._take(post)
 
     def show_rest(self) -> None:
         while not self.posts.empty():
-            post = self.posts.get()
-            if isinstance(post, Shown):
-                post.show(self._observer)
-            elif isinstance(post, Lines):
-                self._take(post)
+            for post in self.posts.get():
+                if isinstance(post, (Shown, Lines)):
+                    self._take(post)
 
     def ending(self) -> Ending:
         assert self._finish is not None
@@ -324,4 +324,4 @@ class _Loop:
                     path.write_text(text, encoding="utf-8", errors="replace")
         except (OrchError, OSError, KeyError, TypeError) as error:
             self._journal.append("stacks-failed", host=host, error=str(error))
-        self.posts.put(Seen(watcher.StacksTaken(host, tuple(found))))
+        self.posts.put([Seen(watcher.StacksTaken(host, tuple(found)))])

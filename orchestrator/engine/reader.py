@@ -82,6 +82,8 @@ class Ended:
 
 
 Post = Union[Seen, Lines, Shown, Ended]
+Posts = List[Post]
+"""What came at once. They go together: to wake who takes them costs more than most of them."""
 
 
 def rank_of(process: str) -> Optional[int]:
@@ -94,12 +96,13 @@ class Reader:
     """Copies one host's stream into the mirror, reconnecting until the run has ended there."""
 
     def __init__(
-        self, paths: RunPaths, host: HostRun, post: Callable[[Post], None], *, logs: bool
+        self, paths: RunPaths, host: HostRun, send: Callable[[Posts], None], *, logs: bool
     ) -> None:
         self._host = host
         self._mirror = Mirror(paths, host.name)
         self._clock = HostClock(paths, host.name)
-        self._post = post
+        self._send = send
+        self._posts: Posts = []
         self._logs = logs
         self._closing = threading.Event()
         self._stream: Optional[FrameStream] = None
@@ -152,6 +155,7 @@ class Reader:
                 problem = str(error)
             except Fenced as error:
                 self._post(Ended(error))
+                self._flush()
                 return
             except OSError as error:
                 # Our own disk, not the host: the job must not be ended as silent for that.
@@ -174,13 +178,16 @@ class Reader:
         if self._closing.is_set():
             self._stream.close()
             return False
-        for frame in self._stream:
-            self._frames += 1
-            if self._cut:
+        for frames in self._stream:
+            self._frames += len(frames)
+            if self._cut and frames:
                 self._cut = False
                 self._tell_connection(None)
-            if self._handle(frame):
-                return True
+            try:
+                if any(self._handle(frame) for frame in frames):
+                    return True
+            finally:
+                self._flush()
         return False
 
     def _handle(self, frame: Mapping[str, Any]) -> bool:
@@ -230,5 +237,14 @@ class Reader:
         *lines, self._partial[file] = (self._partial.get(file, b"") + data).split(b"\n")
         return [entry for entry in map(parse_line, lines) if entry is not None]
 
+    def _post(self, post: Post) -> None:
+        self._posts.append(post)
+
+    def _flush(self) -> None:
+        if self._posts:
+            self._send(self._posts)
+            self._posts = []
+
     def _tell_connection(self, problem: Optional[str]) -> None:
         self._post(Shown(lambda seen: seen.connection(self._host.name, problem)))
+        self._flush()

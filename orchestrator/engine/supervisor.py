@@ -112,19 +112,22 @@ def _object(line: bytes) -> Any:
 
 
 class FrameStream:
-    """Iterates over the frames of a stream; ``close`` from another thread ends it."""
+    """Iterates over the frames of a stream, those together that came together; ``close`` from
+    another thread ends it."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def __iter__(self) -> Iterator[Answer]:
+    def __iter__(self) -> Iterator[List[Answer]]:
         rest = b""
         for chunk in self._stream:
             *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                frame = _object(line)
-                if isinstance(frame, dict) and ("t" in frame or "error" in frame):
-                    yield frame
+            frames = [_object(line) for line in lines]
+            yield [
+                frame
+                for frame in frames
+                if isinstance(frame, dict) and ("t" in frame or "error" in frame)
+            ]
 
     def close(self) -> None:
         self._stream.close()
