@@ -7,13 +7,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from typing import Iterable, List, Optional, Set
 
 from . import holders, shared_memory
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
 from .processes import Process, fields_of, open_files
 from .spec import load
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Iterable, List, Optional, Set
 
 _LISTEN = "0A"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, List, Optional
 
 from . import processes
 from .folder import RunFolder, append_only
 from .leases import Lock
 from .spec import ProcessSpec
 
+TYPE_CHECKING = False  # see light.py
 if TYPE_CHECKING:
     import subprocess
+    from typing import List, Optional
 
 
 class Child:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import fence, journal, snapshot
-from .daemon import arm
+from . import fence
 from .failure import NodeError
 from .folder import Json, RunFolder
+from .light import dumps, loads
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Tuple
+
+    Action = Callable[["Options"], Optional[Json]]
 
 
 def main(arguments: List[str]) -> int:
@@ -23,9 +28,7 @@ def main(arguments: List[str]) -> int:
         _print(error.to_json())
         return error.exit_status
     except Exception as error:
-        import traceback  # here, and others in the commands that need them: arming is to be quick
-
-        traceback.print_exc()
+        _print_exception()
         _print(NodeError("error", f"{type(error).__name__}: {error}").to_json())
         return 1
     if answer is not None:
@@ -75,12 +78,43 @@ def _parse(arguments: List[str]) -> Tuple[Action, Options]:
 
 
 def _arm(options: Options) -> Json:
-    return arm(options.folder, options.start_timeout)
+    """Start the supervisor in the background; its answer, once it is really ready.
+
+    Raises NodeError: ``spec``; ``busy`` when the folder or a device is held or the folder was
+    used before; ``host-not-ready`` when the folder cannot be written.
+
+    We fork first: what both processes have, each copies when it uses it.
+    """
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        status = 1
+        try:
+            os.close(reader)
+            from . import daemon
+
+            status = daemon.supervise(options.folder, options.start_timeout, writer)
+        except BaseException:
+            _print_exception()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(writer)
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(reader, 4096)
+        if not part:
+            log = options.folder.supervisor_log
+            raise NodeError("error", "the supervisor died while arming", f"see {log}")
+        line += part
+    answer: Json = loads(line.decode("ascii"))
+    if "error" in answer:
+        raise NodeError(**answer["error"])
+    return answer
 
 
 def _start(options: Options) -> Json:
     """Asking twice is fine: the answer to the first may have been lost on the wire."""
-    from . import control
+    from . import control, snapshot
 
     folder = options.folder
     if snapshot.supervisor_identity(folder) is not None:
@@ -113,6 +147,8 @@ def _started(folder: RunFolder) -> Json:
 
 def _started_wall(folder: RunFolder) -> Optional[float]:
     """When the run was started here; None: it was not, or its journal is not on the disk."""
+    from . import journal
+
     for _, event in journal.read(folder.journal):
         if event["event"] == "started":
             return float(event["wall"])
@@ -120,6 +156,8 @@ def _started_wall(folder: RunFolder) -> Optional[float]:
 
 
 def _status(options: Options) -> Json:
+    from . import snapshot
+
     return snapshot.take(options.folder)
 
 
@@ -176,13 +214,11 @@ def _offset(text: str) -> int:
 
 
 def _offsets(text: str) -> Dict[str, int]:
-    value = json.loads(text)
+    value = loads(text)
     if not isinstance(value, dict):
         raise ValueError(text)
     return {name: _offset(str(offset)) for name, offset in value.items()}
 
-
-Action = Callable[[Options], Optional[Json]]
 
 _ALWAYS = ("--run-dir", "--epoch", "--owner")
 _OPTIONS: Dict[str, Tuple[str, Callable[[str], Any]]] = {
@@ -207,5 +243,12 @@ _COMMANDS: Dict[str, Tuple[Action, Tuple[str, ...]]] = {
 }
 
 
+def _print_exception() -> None:
+    import traceback  # here, and others in the commands that need them, because of light.py
+
+    traceback.print_exc()
+
+
 def _print(answer: Json) -> None:
-    print(json.dumps(answer), flush=True)
+    sys.stdout.write(dumps(answer).decode("ascii"))
+    sys.stdout.flush()

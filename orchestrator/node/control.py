@@ -6,14 +6,15 @@ holds 107 bytes at most and run folders may be deeper.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import socket
-import struct
-from typing import Callable
+import sys
 
 from .folder import Json
+from .light import dumps, loads, socket
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Callable
 
 SOCKET = "control.sock"
 _LIMIT = 1 << 16
@@ -40,18 +41,23 @@ def serve(listener: socket.socket, answer: Callable[[Json, int], Json]) -> None:
     A caller that does not speak up within a second is dropped: nothing may hold up the loop.
     """
     try:
-        connection, _ = listener.accept()
+        descriptor, _ = listener._accept()  # type: ignore[attr-defined]
     except OSError:  # the caller has gone again
         return
-    with connection:
+    connection = socket.socket(fileno=descriptor)
+    try:
         connection.settimeout(1.0)
         try:
             request = _receive(connection)
         except (OSError, ValueError):  # gone, too slow, or not our protocol
             return
         reply = answer(request, _caller(connection))
-        with contextlib.suppress(OSError):  # gone: what it asked for is done all the same
-            connection.sendall(json.dumps(reply).encode("ascii") + b"\n")
+        try:
+            connection.sendall(dumps(reply))
+        except OSError:  # gone: what it asked for is done all the same
+            pass
+    finally:
+        connection.close()
 
 
 def ask(run_dir: str, request: Json, timeout: float) -> Json:
@@ -60,14 +66,16 @@ def ask(run_dir: str, request: Json, timeout: float) -> Json:
     Leaves the process in ``run_dir``.
     """
     os.chdir(run_dir)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         connection.settimeout(timeout)
         connection.connect(SOCKET)
-        connection.sendall(json.dumps(request).encode("ascii") + b"\n")
-        try:
-            return _receive(connection)
-        except ValueError as error:
-            raise ConnectionError("the supervisor ended without an answer") from error
+        connection.sendall(dumps(request))
+        return _receive(connection)
+    except ValueError as error:
+        raise ConnectionError("the supervisor ended without an answer") from error
+    finally:
+        connection.close()
 
 
 def _receive(connection: socket.socket) -> Json:
@@ -77,7 +85,7 @@ def _receive(connection: socket.socket) -> Json:
         if not part:
             break
         data += part
-    value = json.loads(data.decode("utf-8"))
+    value = loads(data.decode("utf-8"))
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
@@ -85,4 +93,4 @@ def _receive(connection: socket.socket) -> Json:
 
 def _caller(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("3i", credentials)[0])
+    return int.from_bytes(credentials[:4], sys.byteorder)  # struct ucred: pid, uid, gid

@@ -1,72 +1,45 @@
-"""``arm``: from a command over SSH to a process in the background that waits for ``start``."""
+"""From a command over SSH to a process in the background that waits for ``start``."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import resource
 import sys
 import time
-from typing import List, NoReturn
 
-from . import control, journal, leases, processes, stopping
+from . import control, journal, leases, processes
 from .failure import NodeError
 from .folder import Json, RunFolder, append_only
-from .leases import Lock
+from .light import dumps
 from .spec import Spec, load
 from .supervision import Supervision
 
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import List
 
-def arm(folder: RunFolder, start_timeout: float) -> Json:
-    """Start the supervisor in the background; returns its answer once it is really ready.
+    from .leases import Lock
 
-    Raises NodeError: ``spec``; ``busy`` when the folder or a device is held or the folder was
-    used before; ``host-not-ready`` when the folder cannot be written.
+
+def supervise(folder: RunFolder, start_timeout: float, writer: int) -> int:
+    """Become the supervisor of the run, say so on the pipe ``writer``, or why not, and end with the
+    run. Returns the exit status.
+
+    In a session of its own, so that the end of a terminal or a connection does not reach it; it
+    never opens a terminal that would become its own.
     """
-    spec = load(folder.spec)
-    # Before the leases are taken: what an earlier run left behind still holds them.
-    swept = stopping.sweep_leftovers(spec.workdir, but=folder.path)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _detach(folder, spec, start_timeout, writer)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
-        line = pipe.readline()
-    if not line:
-        raise NodeError("error", "the supervisor died while arming", f"see {folder.supervisor_log}")
-    answer: Json = json.loads(line.decode("ascii"))
-    if "error" in answer:
-        raise NodeError(**answer["error"])
-    return dict(answer, swept=swept)
-
-
-def _detach(folder: RunFolder, spec: Spec, start_timeout: float, writer: int) -> NoReturn:
-    """The classic double fork: not a child of anybody's shell, not a session leader."""
-    status = 1
-    try:
-        os.setsid()
-        status = _supervise(folder, spec, start_timeout, writer) if os.fork() == 0 else 0
-    except BaseException:
-        _print_exception()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _supervise(folder: RunFolder, spec: Spec, start_timeout: float, writer: int) -> int:
     locks: List[Lock] = []
     try:
+        os.setsid()
+        spec = load(folder.spec)
+        # Before the leases are taken: what an earlier run left behind still holds them.
+        swept = _sweep(spec, folder)
         os.chdir(folder.path)
         _leave_the_terminal(folder, keep=writer)
-        locks = _take_locks(folder, spec)
-        subreaper = processes.become_subreaper()
+        identity = processes.identity()
+        locks = _take_locks(folder, spec, identity)
         listener = control.listen()
         supervision = Supervision(folder, spec, locks[1:])
-        answer = supervision.arm(start_timeout, subreaper)
+        answer = dict(supervision.arm(start_timeout, identity), swept=swept)
     except NodeError as error:
         return _refuse(writer, locks, error)
     except OSError as error:
@@ -89,10 +62,21 @@ def _supervise(folder: RunFolder, spec: Spec, start_timeout: float, writer: int)
         return 1
     finally:
         listener.close()
-        with contextlib.suppress(OSError):  # somebody removed the folder
+        try:
             os.unlink(control.SOCKET)
+        except OSError:  # somebody removed the folder
+            pass
         _release(locks)
     return 0
+
+
+def _sweep(spec: Spec, folder: RunFolder) -> List[Json]:
+    marks = processes.all_marks()
+    if not marks:  # as nearly always
+        return []
+    from . import stopping  # here, because of light.py
+
+    return stopping.sweep_leftovers(marks, spec.workdir, but=folder.path)
 
 
 def _leave_the_terminal(folder: RunFolder, keep: int) -> None:
@@ -104,22 +88,21 @@ def _leave_the_terminal(folder: RunFolder, keep: int) -> None:
     os.dup2(null, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    limit = 65536 if limit == resource.RLIM_INFINITY else min(limit, 65536)
-    os.closerange(3, keep)
-    os.closerange(keep + 1, limit)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != keep:
+            try:
+                os.close(descriptor)
+            except OSError:  # that of the listing itself
+                continue
 
 
-def _take_locks(folder: RunFolder, spec: Spec) -> List[Lock]:
+def _take_locks(folder: RunFolder, spec: Spec, identity: Json) -> List[Lock]:
     """The lock on the folder first, then the leases. All or none."""
-    me = processes.read(os.getpid())
     holder: Json = {
         "run_id": spec.run_id,
         "host": spec.host,
-        "pid": os.getpid(),
-        "start_ticks": me.start_ticks if me else 0,
-        "boot_id": processes.boot_id(),
         "since": time.time(),
+        **identity,
     }
     lock = leases.take(folder.lock, holder)
     if lock is None:
@@ -155,8 +138,10 @@ def _release(locks: List[Lock]) -> None:
 
 
 def _reply(writer: int, answer: Json) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody will start us, and we end in time
-        os.write(writer, json.dumps(answer).encode("ascii") + b"\n")
+    try:
+        os.write(writer, dumps(answer))
+    except BrokenPipeError:  # nobody will start us, and we end in time
+        pass
     os.close(writer)
 
 

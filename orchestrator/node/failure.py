@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Dict
 
 EXIT_STATUS = {"error": 1, "usage": 2, "spec": 3, "host-not-ready": 4, "busy": 9, "fenced": 9}
 """Exit status for each code; the same numbers as on the controller."""

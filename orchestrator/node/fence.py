@@ -7,22 +7,29 @@ carries a higher epoch makes its sender the controller; from then on lower ones 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from typing import NamedTuple, Optional
 
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
+from .light import dumps
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Optional
 
 FILE = "controller.json"
 
 
-class Caller(NamedTuple):
+class Caller:
     """Who sends a command: the epoch of its controller, and its own name. A command that only
     acts for the controller, such as ``stop`` from another terminal, names no owner."""
 
-    epoch: int
-    owner: str = ""
+    def __init__(self, epoch: int, owner: str = "") -> None:
+        self.epoch = epoch
+        self.owner = owner
+
+    def to_json(self) -> Json:
+        return {"epoch": self.epoch, "owner": self.owner}
 
 
 def admit(folder: RunFolder, caller: Optional[Caller]) -> None:
@@ -41,7 +48,7 @@ def admit(folder: RunFolder, caller: Optional[Caller]) -> None:
         known = read_json(_path(folder))
         if known is not None and _is_fenced(known, caller):
             raise _refusal(known, caller)
-        if known is None or (caller.owner and _of(known) != caller):
+        if known is None or (caller.owner and known != caller.to_json()):
             _write(descriptor, caller)
     finally:
         os.close(descriptor)
@@ -74,8 +81,7 @@ def _is_fenced(known: Json, caller: Caller) -> bool:
 def _write(descriptor: int, caller: Caller) -> None:
     """In place, and never shorter than before while it is half written: readers come unlocked,
     and see the old controller, the new one, or none for a moment."""
-    content: Json = {"epoch": caller.epoch, "owner": caller.owner}
-    data = json.dumps(content).encode("ascii") + b"\n"
+    data = dumps(caller.to_json())
     os.pwrite(descriptor, data, 0)
     os.ftruncate(descriptor, len(data))
 

@@ -1,22 +1,25 @@
-"""The run folder on a host: where each file is, and how small JSON files are read and replaced.
-
-Records of the node side are NamedTuples: importing dataclasses would cost each of the commands,
-which a launch gives on hundreds of hosts, a tenth of its time.
-"""
+"""The run folder on a host: where each file is, and how small JSON files are read and replaced."""
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any, Dict, NamedTuple, Optional
 
-Json = Dict[str, Any]
+from .light import dumps, loads
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional
+
+    Json = Dict[str, Any]
+else:
+    Json = dict
 
 
-class RunFolder(NamedTuple):
+class RunFolder:
     """``<workdir>/runs/<run id>``, absolute."""
 
-    path: str
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     @property
     def spec(self) -> str:
@@ -58,7 +61,7 @@ def read_json(path: str) -> Optional[Json]:
     """The object in ``path``; None when there is none, or only half of one."""
     try:
         with open(path, "rb") as file:
-            value = json.loads(file.read().decode("utf-8", "replace"))
+            value = loads(file.read().decode("utf-8", "replace"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -69,7 +72,7 @@ def replace_json(path: str, value: Json) -> None:
     temporary = path + ".new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as file:
-        file.write(_encode(value))
+        file.write(dumps(value))
     os.replace(temporary, path)
 
 
@@ -80,12 +83,8 @@ def overwrite_json(path: str, value: Json) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        data = _encode(value)
+        data = dumps(value)
         os.pwrite(descriptor, data, 0)
         os.ftruncate(descriptor, len(data))
     finally:
         os.close(descriptor)
-
-
-def _encode(value: Json) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"

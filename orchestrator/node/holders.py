@@ -7,10 +7,12 @@ Prints ``{"held": [{"lease", "run_id", "host", "pid", "since"}]}``.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sys
-from typing import Any, Dict, List, Optional
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
 
 
 def path_of(workdir: str, name: str) -> str:
@@ -50,6 +52,8 @@ def held(workdir: str, names: List[str]) -> List[Dict[str, Any]]:
 
 
 def _note(data: bytes) -> Dict[str, Any]:
+    import json  # here, because of light.py
+
     try:
         note = json.loads(data.decode("utf-8", "replace"))
     except ValueError:
@@ -58,4 +62,6 @@ def _note(data: bytes) -> Dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import json
+
     print(json.dumps({"held": held(sys.argv[1], sys.argv[2:])}))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from typing import Any, Callable, List, Tuple
 
 from .folder import Json, append_only
+from .light import dumps, loads
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Callable, List, Tuple
 
 
 class Journal:
@@ -35,7 +38,7 @@ class Journal:
             "event": event,
         }
         entry.update(fields)
-        self._pending += json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n"
+        self._pending += dumps(entry)
         self.flush()
         return entry
 
@@ -86,7 +89,7 @@ def read(path: str, offset: int = 0) -> List[Tuple[int, Json]]:
 def _event(line: bytes) -> Json:
     """A line that no crash should leave, but a lost disk block can, stays visible."""
     try:
-        event = json.loads(line.decode("utf-8"))
+        event = loads(line.decode("utf-8"))
     except ValueError:
         event = None
     if not isinstance(event, dict) or "event" not in event:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import time
-from typing import Optional
 
 from .failure import NodeError
 from .folder import Json, read_json
 from .holders import path_of
+from .light import dumps
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Optional
 
 _PATIENCE_S = 10.0
 _PAUSE_S = 0.01
@@ -41,7 +44,7 @@ def take(path: str, holder: Json) -> Optional[Lock]:
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode("ascii") + b"\n", 0)
+    os.pwrite(descriptor, dumps(holder), 0)
     return Lock(path, descriptor)
 
 

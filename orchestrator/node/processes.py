@@ -7,38 +7,42 @@ boot): a pid alone may have been given to somebody else. Source: proc(5), prctl(
 from __future__ import annotations
 
 import os
-import signal
 import time
-from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-try:
-    import ctypes
-except ImportError:  # a Python built without libffi: no prctl, the scan of /proc remains
-    ctypes = None  # type: ignore[assignment]
+from .light import signal
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _EXEC_S = 2.0
 _EXEC_POLL_S = 0.005
 _PF_KTHREAD = 0x00200000
+_CHUNK = 1 << 16
 
 
-class Process(NamedTuple):
+class Process:
     """One line of /proc/PID/stat."""
 
-    pid: int
-    ppid: int
-    start_ticks: int
-    state: str
-    """One letter; Z is a process that ended and was not waited for."""
-    name: str
+    def __init__(self, pid: int, ppid: int, start_ticks: int, state: str, name: str) -> None:
+        self.pid = pid
+        self.ppid = ppid
+        self.start_ticks = start_ticks
+        self.state = state
+        """One letter; Z is a process that ended and was not waited for."""
+        self.name = name
 
     @property
     def alive(self) -> bool:
         return self.state not in "ZXx"
 
 
-Table = Dict[int, Process]
+if TYPE_CHECKING:
+    Table = Dict[int, Process]
+else:
+    Table = dict
 
 
 def parse_stat(data: bytes) -> Process:
@@ -58,8 +62,7 @@ def parse_stat(data: bytes) -> Process:
 def read(pid: int) -> Optional[Process]:
     """The process with this pid now; None when there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return parse_stat(file.read())
+        return parse_stat(_contents(pid, "stat"))
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -73,6 +76,13 @@ def table() -> Table:
 def pids() -> List[int]:
     """Of all processes of the host."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def identity() -> Dict[str, Any]:
+    """This very process: ``pid``, ``start_ticks`` and ``boot_id``."""
+    me = read(os.getpid())
+    ticks = me.start_ticks if me else 0
+    return {"pid": os.getpid(), "start_ticks": ticks, "boot_id": boot_id()}
 
 
 def is_alive(pid: int, start_ticks: int) -> bool:
@@ -154,8 +164,22 @@ def _after_exec(pid: int) -> bytes:
 
 
 def _contents(pid: int, name: str) -> bytes:
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read()
+    """At the least cost: it may be read of hundreds of processes."""
+    descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
+    try:
+        data = part = os.read(descriptor, _CHUNK)
+        while len(part) == _CHUNK:
+            part = os.read(descriptor, _CHUNK)
+            data += part
+    finally:
+        os.close(descriptor)
+    return data
+
+
+def all_marks() -> Set[Tuple[str, str]]:
+    """Of all processes of the host, as ``marks`` has them."""
+    found = map(marks, pids())
+    return {mark for mark in found if mark is not None}
 
 
 def open_files(pid: int) -> List[str]:
@@ -249,8 +273,10 @@ def boot_id() -> str:
 
 
 def signal_name(signum: int) -> str:
+    from signal import Signals  # here, because of light.py
+
     try:
-        return signal.Signals(signum).name
+        return Signals(signum).name
     except ValueError:  # real-time signals have no names
         return f"SIG{signum}"
 
@@ -266,20 +292,10 @@ def die_with_parent() -> bool:
 
 
 def _prctl(option: int, value: int) -> bool:
-    if _libc is None:
-        return False
-    return bool(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) == 0)
-
-
-def _load_libc() -> Optional[ctypes.CDLL]:
-    if ctypes is None:
-        return None
     try:
-        library = ctypes.CDLL(None)
-        library.prctl  # noqa: B018 - looked up here, so that a missing one shows now
-    except (OSError, AttributeError):
-        return None
-    return library
+        import ctypes  # here, because of light.py
 
-
-_libc = _load_libc()
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):  # no libffi: the scan of /proc remains
+        return False
+    return bool(prctl(option, ctypes.c_ulong(value), 0, 0, 0) == 0)

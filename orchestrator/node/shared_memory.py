@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Iterable, List, Set
 
 from .folder import Json, RunFolder, read_json, replace_json
 from .processes import fields_of, open_files
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Iterable, List, Set
 
 FOLDER = "/dev/shm"
 FILE = "shared_memory.json"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Optional
-
 from . import fence, journal, processes
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
 from .spec import Spec, load
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterable, Optional
 
 
 def take(folder: RunFolder) -> Json:

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, NamedTuple, Optional, Tuple
-
 from .failure import NodeError
+from .light import loads
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Any, Optional, Tuple
 
 DEFAULT_LINGER_S = 10.0
 
 
-class ProcessSpec(NamedTuple):
+class ProcessSpec:
     """One process: a rank, or a service (``rank`` None) that lives as long as ranks do."""
 
-    name: str
-    rank: Optional[int]
-    argv: Tuple[str, ...]
+    def __init__(self, name: str, rank: Optional[int], argv: Tuple[str, ...]) -> None:
+        self.name = name
+        self.rank = rank
+        self.argv = argv
 
 
-class Spec(NamedTuple):
+class Spec:
     """All that the supervisor needs to know. Times in seconds."""
 
-    run_id: str
-    host: str
-    workdir: str
-    grace_s: float
-    """From SIGTERM to SIGKILL."""
-    heartbeat_s: float
-    linger_s: float
-    """How long a service may take to end by itself after the ranks of this host ended well."""
-    leases: Tuple[str, ...]
-    processes: Tuple[ProcessSpec, ...]
+    def __init__(
+        self,
+        run_id: str,
+        host: str,
+        workdir: str,
+        grace_s: float,
+        heartbeat_s: float,
+        linger_s: float,
+        leases: Tuple[str, ...],
+        processes: Tuple[ProcessSpec, ...],
+    ) -> None:
+        self.run_id = run_id
+        self.host = host
+        self.workdir = workdir
+        self.grace_s = grace_s
+        """From SIGTERM to SIGKILL."""
+        self.heartbeat_s = heartbeat_s
+        self.linger_s = linger_s
+        """How long a service may take to end by itself after the ranks of this host ended well."""
+        self.leases = leases
+        self.processes = processes
 
 
 def load(path: str) -> Spec:
@@ -46,7 +60,7 @@ def load(path: str) -> Spec:
 def parse(data: bytes, path: str = "spec.json") -> Spec:
     """Check the bytes of a ``spec.json``; ``path`` is for messages only."""
     try:
-        top = json.loads(data.decode("utf-8"))
+        top = loads(data.decode("utf-8"))
     except ValueError as error:
         raise _wrong(path, f"is not JSON: {error}") from error
     if not isinstance(top, dict):

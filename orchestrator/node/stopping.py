@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import time
-from typing import List, Optional, Set, Tuple
 
 from . import control, processes, snapshot
 from .failure import NodeError
 from .folder import Json, RunFolder
-from .processes import Process
+from .light import signal, socket
 from .spec import load
 from .supervision import FLUSH_PATIENCE_S, KILL_PATIENCE_S
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import List, Optional, Set, Tuple
+
+    from .processes import Process
 
 _MARGIN_S = 5.0
 _POLL_S = 0.03
@@ -51,16 +54,16 @@ def sweep(folder: RunFolder, grace: Optional[float]) -> Json:
     return _sweep(folder, grace)
 
 
-def sweep_leftovers(workdir: str, but: str) -> List[Json]:
+def sweep_leftovers(marks: Set[Tuple[str, str]], workdir: str, but: str) -> List[Json]:
     """End what earlier runs of this workdir left on the host: processes that carry the marks of
-    a run whose supervisor is dead. ``but`` is the run folder of the run that asks.
+    a run whose supervisor is dead. ``marks`` are those of all processes, ``but`` is the run folder
+    of the run that asks.
 
     One entry a run that had any: ``run_id``, ``run_dir``, ``clean``, ``swept``, ``left``.
     """
-    found = {mark for mark in map(processes.marks, processes.pids()) if mark is not None}
     runs = os.path.realpath(os.path.join(workdir, "runs")) + os.sep
     swept = []
-    for run_id, run_dir in sorted(found):
+    for run_id, run_dir in sorted(marks):
         place = os.path.realpath(run_dir)
         folder = RunFolder(run_dir)
         if not place.startswith(runs) or place == os.path.realpath(but):

@@ -7,17 +7,20 @@ time, and files take turns.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import stat
 import time
-from typing import Dict, Iterator, List, Optional
 
 from . import fence, journal, processes, snapshot
 from .failure import NodeError
 from .folder import Json, RunFolder, read_json
+from .light import dumps
 from .spec import Spec, load
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Dict, Iterator, List, Optional
 
 POLL_S = 0.1
 CHUNK = 256 * 1024
@@ -50,7 +53,7 @@ def stream(
     output = Output()
     try:
         for frame in frames(folder, spec, journal_offset, tails, output, caller):
-            output.write(json.dumps(frame, separators=(",", ":")).encode("ascii") + b"\n")
+            output.write(dumps(frame))
     except ReaderGone:
         return
 

@@ -12,21 +12,24 @@ grace SIGKILL to all, whole trees. A rank's helpers get no SIGTERM while it stil
 from __future__ import annotations
 
 import os
-import selectors
-import signal
-import socket
+import select
 import time
-from typing import Dict, List, Optional, Set, Tuple
 
 from . import control, processes
-from .children import Child, spawn
 from .failure import NodeError
 from .folder import Json, RunFolder, overwrite_json, replace_json
 from .journal import Journal
-from .leases import Lock
-from .processes import Process
-from .shared_memory import Notes
-from .spec import ProcessSpec, Spec
+from .light import signal, socket
+
+TYPE_CHECKING = False  # see light.py
+if TYPE_CHECKING:
+    from typing import Dict, List, Optional, Set, Tuple
+
+    from .children import Child
+    from .leases import Lock
+    from .processes import Process
+    from .shared_memory import Notes
+    from .spec import ProcessSpec, Spec
 
 KILL_PATIENCE_S = 10.0
 """How long SIGKILL is repeated before a process is reported as left (stuck in the kernel)."""
@@ -63,37 +66,31 @@ class Supervision:
         self._sent: Set[Tuple[int, int, int]] = set()
         """What was signalled: pid, start time, signal."""
         self._spared: Set[int] = set()
-        self._memory = Notes(folder, since=time.time())
+        self._memory: Optional[Notes] = None
         self._note_at = 0.0
         self._unwritten: Dict[str, Json] = {}
         self._problem = ""
 
-    def arm(self, start_timeout: float, subreaper: bool) -> Json:
+    def arm(self, start_timeout: float, identity: Json) -> Json:
         """Say in the journal that we are ready; returns the answer of the command ``arm``."""
         self._start_by = time.monotonic() + start_timeout
-        me = processes.read(os.getpid())
-        identity = {
-            "pid": os.getpid(),
-            "start_ticks": me.start_ticks if me else 0,
-            "boot_id": processes.boot_id(),
-        }
-        self.journal.append("armed", **identity, subreaper=subreaper)
+        self.journal.append("armed", **identity)
         self._beat(time.monotonic())
         return dict(identity, armed=True)
 
     def run(self, listener: socket.socket) -> None:
         """Until everything has ended. Reacts at once to signals, dead children and requests."""
         waker = self._wake_on_signals()
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(waker, selectors.EVENT_READ)
-            while self.outcome is None:
-                for key, _ in selector.select(self._pause(time.monotonic())):
-                    if key.fileobj is listener:
-                        control.serve(listener, self._answer)
-                    else:
-                        os.read(waker, 4096)
-                self._advance(time.monotonic())
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        poll.register(waker, select.POLLIN)
+        while self.outcome is None:
+            for descriptor, _ in poll.poll(1000.0 * self._pause(time.monotonic())):
+                if descriptor == waker:
+                    os.read(waker, 4096)
+                else:
+                    control.serve(listener, self._answer)
+            self._advance(time.monotonic())
         self._beat(time.monotonic())
         patience = time.monotonic() + FLUSH_PATIENCE_S
         while not self._flush() and time.monotonic() < patience:
@@ -143,9 +140,13 @@ class Supervision:
     # Starting
 
     def _start(self) -> None:
+        from .children import spawn  # here, because of light.py
+        from .shared_memory import Notes
+
+        self._memory = Notes(self.folder, since=time.time())
         self.started = True
         self.state = "running"
-        self.journal.append("started")
+        self.journal.append("started", subreaper=processes.become_subreaper())
         for spec in self.spec.processes:
             try:
                 os.makedirs(self.folder.process(spec.name), mode=0o700, exist_ok=True)
@@ -380,6 +381,8 @@ class Supervision:
                 return
 
     def _note_memory(self) -> None:
+        if self._memory is None:  # nothing was started
+            return
         try:
             self._memory.take(process.pid for process in self._members())
         except OSError as error:

@@ -3,9 +3,6 @@
 The whole folder is shipped to the host and this file is run by its path. See docs/contracts.md.
 """
 
-from __future__ import annotations
-
-import importlib
 import os
 import sys
 
@@ -17,7 +14,7 @@ if __name__ == "__main__":
     _folder = os.path.dirname(os.path.abspath(__file__))
     # The folder as a package, whatever its name, so that its modules can import each other.
     sys.path[:] = [os.path.dirname(_folder)] + [p for p in sys.path if p != _folder]
-    _commands = importlib.import_module(os.path.basename(_folder) + ".commands")
-    _status = _commands.main(sys.argv[1:])
+    _package = __import__(os.path.basename(_folder) + ".commands")
+    _status = _package.commands.main(sys.argv[1:])
     sys.stderr.flush()
     os._exit(_status)  # all is said: taking the interpreter down would cost a tenth of arming

@@ -45,7 +45,7 @@ def test_a_controller_that_hung_is_taken_over_from_and_told(cli, two_hosts):
     wait_until(lambda: json.loads(lock.read_bytes())["epoch"] == 2, "the second controller")
     wait_until(lambda: events(cli.run("held"), "take-over"), "the take-over")
     notes = [Path(host.workdir, "runs/held/controller.json") for host in two_hosts.hosts]
-    wait_until(lambda: all('"epoch": 2' in note.read_text() for note in notes), "the claims")
+    wait_until(lambda: all('"epoch":2' in note.read_text() for note in notes), "the claims")
     first.send_signal(signal.SIGCONT)
     _, talk = first.communicate(timeout=60)
     assert first.returncode == 9, talk

@@ -35,7 +35,8 @@ def test_a_good_one() -> None:
     found = parse(GOOD)
     assert (found.run_id, found.grace_s, found.heartbeat_s) == ("r1", 10.0, 1.0)
     assert found.linger_s == spec.DEFAULT_LINGER_S
-    assert found.processes[1] == spec.ProcessSpec("rank_0", 0, ("bash", "ranks/rank_0/launch.sh"))
+    rank = found.processes[1]
+    assert (rank.name, rank.rank, rank.argv) == ("rank_0", 0, ("bash", "ranks/rank_0/launch.sh"))
 
 
 def process(**fields: Any) -> Dict[str, Any]:
