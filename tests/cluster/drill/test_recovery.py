@@ -13,6 +13,7 @@ from orchestrator.drill.cluster import Loopback
 from orchestrator.drill.processes import wait_until
 from orchestrator.drill.scene import Scene, standin
 from orchestrator.runs.journal import read_events
+from orchestrator.runs.lease import holder
 from tests.cluster.sshd import SSHD
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="sshd is not installed")
@@ -152,3 +153,38 @@ def test_a_run_that_can_be_started_nowhere_is_given_up_with_the_cause(tmp_path):
         assert [one["rule"] for one in status.answer["attempts"]] == ["passing", "too-few-hosts"]
         found = scene.command("diagnose", "drill", "-o", "json").wait().answer
         assert bad.name in json.dumps(found)
+
+
+def test_whoever_attaches_recovers_as_the_launch_would(tmp_path):
+    with run(tmp_path, "--recover", "max_restarts=1") as scene:
+        scene.reach("training")
+        scene.launched.kill()
+        scene.launched = None
+        attached = scene.command("attach", "drill", "-o", "json")
+        wait_until(lambda: holder(scene.paths.lock) is not None, "the new controller")
+        scene.rank(2).send(signal.SIGKILL)
+        trains_again(scene, scene.hosts[0])
+        scene.let("finish")
+        done = attached.wait(90)
+        assert (done.status, done.answer["run_id"]) == (0, "drill.2"), done.talk
+        assert scene.left() == []
+
+
+def test_a_rank_that_failed_just_before_a_stop_is_the_first_cause(tmp_path):
+    """The controller hears of both at once, in whatever order; and nothing is started again."""
+    with run(tmp_path, "--recover", "max_restarts=1") as scene:
+        scene.reach("training")
+        near, far = (scene.run_dir(host) / "journal.jsonl" for host in scene.hosts)
+        controller = scene.launched.process
+        controller.send_signal(signal.SIGSTOP)
+        scene.trick("exit", 2)
+        wait_until(lambda: '"process_exited"' in far.read_text(), "the end of the rank")
+        stopping = scene.command("stop", "drill", "-o", "json")
+        wait_until(lambda: '"stopping"' in near.read_text(), "the stop")
+        controller.send_signal(signal.SIGCONT)
+        done = scene.launched.wait(90)
+        cause = done.answer["cause"]
+        assert (done.status, cause["rank"], cause["exit_code"]) == (6, 2, 3), done.talk
+        assert done.answer["run_id"] == "drill"
+        assert stopping.wait().status == 0
+        assert scene.left() == []
