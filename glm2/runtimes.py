@@ -12,6 +12,7 @@ from typing import Any, Callable, List, Protocol, Sequence
 import numpy as np
 
 from glm2.errors import ConfigError, UsageError
+from glm2.metrics import warn
 from glm2.settings import Device
 
 RUNTIMES = ("lite", "mindspore")
@@ -48,15 +49,13 @@ def find_runtime(name: str = "") -> str:
 def loader(runtime: str, device: Device, lite_config: str = "") -> Loader:
     """Loads graphs for ``runtime`` and ``device``; MindSpore's device must have been chosen.
 
-    ``lite_config`` is MindSpore Lite's own file, such as the guide's lite.ini; empty: none.
+    ``lite_config`` is MindSpore Lite's own file, such as the guide's lite.ini; empty: none. For
+    another runtime it has no effect, and the user is told so.
     """
     if runtime == "lite":
         return lambda file: _LiteGraph(file, device, lite_config)
     if lite_config:
-        raise UsageError(
-            "--config_path is for MindSpore Lite, which is not in use",
-            hint="leave it out, or install mindspore_lite",
-        )
+        warn(f"{lite_config} has no effect: it is for MindSpore Lite, which is not in use")
     return _MindSporeGraph
 
 

@@ -18,9 +18,9 @@ from glm2.infer import Exported, typed
 from glm2.infer_section import Graphs
 from glm2.predict import answers
 from glm2.prompts import read_prompts
-from glm2.runtimes import find_runtime, graph_file
+from glm2.runtimes import find_runtime, graph_file, loader
 from glm2.sampling import GREEDY, Sampling
-from glm2.settings import load_settings
+from glm2.settings import Device, load_settings
 from glm2.tokenizer import Tokenizer, build_prompt
 
 CONFIG = ModelConfig(
@@ -198,6 +198,12 @@ class TestGraphs:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
         assert find_runtime() == "lite"
         assert find_runtime("mindspore") == "mindspore"
+
+    def test_the_guides_lite_ini_is_no_hindrance_without_lite(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert callable(loader("mindspore", Device("CPU"), "lite.ini"))
+        assert "lite.ini has no effect: it is for MindSpore Lite" in capsys.readouterr().err
 
 
 YAML = """\
