@@ -11,7 +11,8 @@ loop over ssh only with up to 12 hosts.
 
 Arming starts a Python on each host, and all hosts of a loopback cluster share this machine's cores.
 Its peer is tuned paramiko alone: a connection a host with the fastest key exchange and one key, 32
-at a time, running one command: ``python3 -c pass``, and ``true`` for comparison.
+at a time, running one command: ``true``, and Python that does nothing, or the least that arming
+could do: fork and answer.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ from tests.cluster.sshd import Loopback
 AT_ONCE = 32
 LOOP_AT_MOST = 12
 OURS = "our pool, fresh process"
+LEAST = "import os; os.fork() or os._exit(0); print('{}')"
+"""What arming cannot do without: a process in the background, and an answer."""
 
 Contestant = Callable[[], None]
 Sample = Tuple[float, float]
@@ -93,6 +96,9 @@ def contestants(cluster: Loopback) -> Dict[str, Contestant]:
         "our pool, within a process": lambda: _run_ours(cluster.hosts),
         "our pool, connections kept": lambda: _ask(warm),
         "all supervisors armed": armed,
+        "tuned paramiko, python3 that forks": lambda: _paramiko(
+            cluster, [python, "-S", "-c", LEAST]
+        ),
         "tuned paramiko, python3 -c pass": lambda: _paramiko(cluster, [python, "-S", "-c", "pass"]),
         "tuned paramiko, true": lambda: _paramiko(cluster, ["true"]),
     }
