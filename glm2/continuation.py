@@ -7,7 +7,6 @@ from typing import Callable, Iterator, List, Optional, Protocol, Sequence
 import numpy as np
 
 from glm2.config import ModelConfig
-from glm2.errors import UsageError
 from glm2.sampling import Sampling, choose, penalise
 
 
@@ -50,14 +49,8 @@ def generate(
 
     A row ends with ``eos_token_id``, after ``max_new_tokens``, or when prompt and answer have
     together ``max_length`` tokens (at most ``seq_length``). ``show`` is called with each token
-    of the first answer as it comes. UsageError for a token that the network does not have.
+    of the first answer as it comes.
     """
-    unknown = [t for p in prompts for t in p if not 0 <= t < model.config.padded_vocab_size]
-    if unknown:
-        raise UsageError(
-            f"{unknown[0]} is no token: the model has 0 to {model.config.padded_vocab_size - 1}",
-            hint="encode the prompt with the tokenizer that belongs to the model",
-        )
     limits = [limit(model.config, len(p), max_new_tokens, max_length) for p in prompts]
     answers: List[List[int]] = [[] for _ in prompts]
     ended = [most <= 0 for most in limits]

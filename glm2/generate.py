@@ -162,10 +162,17 @@ def continue_prompts(
     ``max_new_tokens``, or when prompt and answer have together ``max_length`` tokens; without
     both, ``max_decode_length`` of the configuration. What is not given is as the configuration
     says; without ``seed`` each call draws anew. ``streamer`` shows the answer to a single prompt
-    as it grows. The first call compiles. Raises UsageError for a prompt without room.
+    as it grows. The first call compiles. Raises UsageError for a prompt without room, and
+    for a token that the model does not have.
     """
     config = model.config
     prompts = _rows(input_ids, config.pad_token_id)
+    unknown = [t for prompt in prompts for t in prompt if not 0 <= t < config.padded_vocab_size]
+    if unknown:
+        raise UsageError(
+            f"{unknown[0]} is no token: the model has 0 to {config.padded_vocab_size - 1}",
+            hint="encode the prompt with the tokenizer that belongs to the model",
+        )
     given = {
         "do_sample": do_sample,
         "top_k": top_k,
