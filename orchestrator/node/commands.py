@@ -6,8 +6,8 @@ import os
 import sys
 import time
 
-from . import fence
-from .failure import NodeError
+from . import fence  # others in the commands that need them, because of light.py
+from .failure import NodeError, print_exception
 from .folder import Json, RunFolder
 from .light import dumps, loads
 
@@ -28,7 +28,7 @@ def main(arguments: List[str]) -> int:
         _print(error.to_json())
         return error.exit_status
     except Exception as error:
-        _print_exception()
+        print_exception()
         _print(NodeError("error", f"{type(error).__name__}: {error}").to_json())
         return 1
     if answer is not None:
@@ -83,7 +83,8 @@ def _arm(options: Options) -> Json:
     Raises NodeError: ``spec``; ``busy`` when the folder or a device is held or the folder was
     used before; ``host-not-ready`` when the folder cannot be written.
 
-    We fork first: what both processes have, each copies when it uses it.
+    We fork before loading what only the supervisor needs: memory that both have is copied when
+    one of them writes to it.
     """
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -94,7 +95,7 @@ def _arm(options: Options) -> Json:
 
             status = daemon.supervise(options.folder, options.start_timeout, writer)
         except BaseException:
-            _print_exception()
+            print_exception()
         finally:
             sys.stderr.flush()
             os._exit(status)
@@ -241,12 +242,6 @@ _COMMANDS: Dict[str, Tuple[Action, Tuple[str, ...]]] = {
     "stop": (_stop, ("--grace", "--reason")),
     "sweep": (_sweep, ("--grace",)),
 }
-
-
-def _print_exception() -> None:
-    import traceback  # here, and others in the commands that need them, because of light.py
-
-    traceback.print_exc()
 
 
 def _print(answer: Json) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 
 from . import control, journal, leases, processes
-from .failure import NodeError
+from .failure import NodeError, print_exception
 from .folder import Json, RunFolder, append_only
 from .light import dumps
 from .spec import Spec, load
@@ -57,7 +57,7 @@ def supervise(folder: RunFolder, start_timeout: float, writer: int) -> int:
     try:
         supervision.run(listener)
     except Exception as error:
-        _print_exception()
+        print_exception()
         supervision.abort(f"internal error of the supervisor: {type(error).__name__}: {error}")
         return 1
     finally:
@@ -143,9 +143,3 @@ def _reply(writer: int, answer: Json) -> None:
     except BrokenPipeError:  # nobody will start us, and we end in time
         pass
     os.close(writer)
-
-
-def _print_exception() -> None:
-    import traceback  # here, because arming is to be quick
-
-    traceback.print_exc()

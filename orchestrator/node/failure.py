@@ -25,3 +25,10 @@ class NodeError(Exception):
 
     def to_json(self) -> Dict[str, Any]:
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
+
+def print_exception() -> None:
+    """The traceback of the exception that is being handled, for an error of our own."""
+    import traceback  # here, because of light.py
+
+    traceback.print_exc()

@@ -8,6 +8,8 @@ module, or another kind of it, the whole one serves.
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as signal
@@ -30,7 +32,7 @@ def loads(text: str) -> Any:
             if not text[end:].strip(" \t\r\n"):
                 return value
         except (StopIteration, ValueError, SystemError):
-            pass  # it has no words of its own for an error: those are in `json`, not loaded yet
+            pass  # it has no words for what is wrong: those are in `json`, and it may not be loaded
     import json
 
     return json.loads(text)
@@ -67,7 +69,9 @@ _write: Any
 try:
     import _json
 
-    _scan = _json.make_scanner(_AsJson)  # type: ignore[arg-type]
+    # A debug build of Python, which counts references, aborts where others raise SystemError.
+    _counts = hasattr(sys, "gettotalrefcount")
+    _scan = None if _counts else _json.make_scanner(_AsJson)  # type: ignore[arg-type]
     _text = _json.encode_basestring_ascii
     _write = _json.make_encoder(None, _refuse, _text, None, ":", ",", False, False, True)
 except (ImportError, AttributeError, TypeError):
