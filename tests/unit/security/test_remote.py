@@ -100,7 +100,7 @@ def test_a_host_cannot_write_the_logs_of_anothers_ranks(tmp_path, file):
     with pytest.raises(TransportError):
         reader._handle({"t": "data", "file": file, "off": 0, "data": "x"})
     reader._handle({"t": "data", "file": "ranks/rank_0/stdout.log", "off": 0, "data": "x"})
-    reader.close()
+    reader._mirror.close()  # as its thread does, which was not started
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written == [paths.log("rank_0")]
 
