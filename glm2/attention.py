@@ -84,43 +84,43 @@ class SelfAttention(nn.Cell):
         x: Tensor,
         turn: Tuple[Tensor, Tensor],
         mask: Tensor,
-        slots: Tensor,
+        places: Tensor,
         keys: Parameter,
         values: Parameter,
     ) -> Tensor:
-        """Write the T new tokens into the cache and attend to all of it.
+        """Write the T new tokens ``x`` [B·T, H] into the cache and attend to all of it.
 
-        The arithmetic of ``construct`` with few kernels: with T = 1, each of them costs as much
-        as the work it does. ``turn`` are tables [B, T, N + 2G, D] that turn and scale queries,
-        turn keys and leave values as they are; ``mask`` [B, 1, 1, T, S] is added to the scores;
-        ``keys`` and ``values`` [B·G, S, D] are updated in place, at ``slots`` [B·G, T, 2].
+        The arithmetic of ``construct`` with few kernels: with one new token, starting a kernel
+        takes longer than its work, even where nothing but a shape changes. ``turn`` are tables
+        [B, T, N + 2G, D] that turn and scale queries, turn keys and leave values as they are;
+        ``mask`` is added to the scores: [B·G or 1, 1, S] of one new token, [B, 1, 1, T, S] of
+        several; ``keys`` and ``values`` [B·G, S, D] are updated in place, at ``places``
+        [B, T, G, 2], page and column.
         """
-        batch, length, _ = x.shape
-        pages = batch * self.groups
-        fused = self.query_key_value(x)  # [B, T, (N + 2G)·D]: queries | keys | values
+        batch, length = places.shape[:2]
+        fused = self.query_key_value(x)  # [B·T, (N + 2G)·D]: queries | keys | values
         heads = fused.reshape((batch, length, -1, self.channels))
-        heads = heads * turn[0] + ops.gather(heads, self.swap, 3) * turn[1]
+        heads = ops.addcmul(heads * turn[0], ops.gather(heads, self.swap, 3), turn[1])
         query, key, value = ops.split(heads, [self.heads, self.groups, self.groups], 2)
-        query = self.by_head(query).reshape((pages, -1, self.channels))
+        key = ops.scatter_nd_update(keys, places, key)
+        value = ops.scatter_nd_update(values, places, value)
+        if length > 1:
+            query = query.transpose(0, 2, 1, 3)  # [B, T, N, D] -> [B, N, T, D]
+        query = query.reshape((batch * self.groups, -1, self.channels))
         if self.layer_scale != 1.0:
             query = query / self.layer_scale
-        shape = (pages, length, self.channels)
-        key = ops.scatter_nd_update(keys, slots, self.by_head(key).reshape(shape))
-        value = ops.scatter_nd_update(values, slots, self.by_head(value).reshape(shape))
-        scores = self.scores(query, key).astype(ms.float32)
+        scores = self.scores(query, key).astype(ms.float32)  # [B·G, (N/G)·T, S]
         if self.layer_scale != 1.0:
             scores = scores * self.layer_scale
-        # [B·G, (N/G)·T, S] -> [B, G, N/G, T, S], as the mask is per row and token
-        scores = scores.reshape((batch, self.groups, -1, length, key.shape[1])) + mask
-        weights = ops.softmax(scores, -1).astype(self.dtype)
-        mixed = self.mix(weights.reshape((pages, -1, key.shape[1])), value)
-        # [B·G, (N/G)·T, D] -> [B, N, T, D] -> [B, T, N·D]
-        mixed = self.by_head(mixed.reshape((batch, self.heads, length, self.channels)))
-        return self.dense(mixed.reshape((batch, length, self.query_size)))
-
-    def by_head(self, x: Tensor) -> Tensor:
-        """[B, T, N, D] -> [B, N, T, D] or back; of a single token, nothing to be moved."""
-        return x if 1 in x.shape[1:3] else x.transpose(0, 2, 1, 3)
+        if length == 1:
+            weights = ops.softmax(scores + mask, -1)
+        else:  # the mask is per row and token: [B, G, N/G, T, S]
+            by_row = scores.reshape((batch, self.groups, -1, length, key.shape[1]))
+            weights = ops.softmax(by_row + mask, -1).reshape(scores.shape)
+        mixed = self.mix(weights.astype(self.dtype), value)
+        if length > 1:  # [B·G, (N/G)·T, D] -> [B, N, T, D] -> [B, T, N, D]
+            mixed = mixed.reshape((batch, self.heads, length, self.channels)).transpose(0, 2, 1, 3)
+        return self.dense(mixed.reshape((batch * length, self.query_size)))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries [B·G, (N/G)·T, D], keys and values [B·G, T, D], the first two turned.

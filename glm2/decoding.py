@@ -29,7 +29,11 @@ class CachedForward(nn.Cell):
         self.transformer = model.transformer
         self.columns = Tensor(np.arange(capacity, dtype=np.int32))
         pages = batch * config.groups  # a page is the cache of one group of one row
-        self.pages = Tensor(np.arange(pages, dtype=np.int32).reshape(-1, 1))
+        self.page_rows = Tensor(np.repeat(np.arange(batch, dtype=np.int32), config.groups))
+        # Page and column of each place in the cache: [B, S, G, 2].
+        rows, columns, groups = np.ogrid[:batch, :capacity, : config.groups]
+        numbers = np.broadcast_arrays(rows * config.groups + groups, columns)
+        self.places = Tensor(np.stack(numbers, -1).astype(np.int32))
         shape, kind = (pages, capacity, config.kv_channels), float_type(config.compute_dtype)
         self.keys = ParameterTuple(
             [Parameter(ops.zeros(shape, kind), name=f"key_{i}") for i in range(config.num_layers)]
@@ -47,13 +51,19 @@ class CachedForward(nn.Cell):
         the column of the next token.
         """
         net = self.transformer
-        slots = self.columns[: ids.shape[1]] + start  # [T]
+        batch, length = ids.shape
+        slots = self.columns[:length] + start  # [T]
         turn, mask = net.place(slots, padding, self.columns)
-        # Page and column of each new token in the cache: [B·G, T, 2].
-        pages = ops.broadcast_to(self.pages, (self.pages.shape[0], ids.shape[1]))
-        places = ops.stack((pages, ops.broadcast_to(slots, pages.shape)), -1)
-        x = net.encoder.extend(net.embedding(ids), turn, mask, places, self.keys, self.values)
-        logits = net.logits(x[:, -1])
+        if length > 1:
+            mask = mask.reshape((batch, 1, 1, length, -1))
+        elif batch > 1:
+            mask = ops.gather(mask, self.page_rows, 0)  # [B, 1, S] -> [B·G, 1, S]
+        places = ops.gather(self.places, slots, 1)
+        x = net.embedding(ids.reshape((-1,)))  # [B·T, H]
+        x = net.encoder.extend(x, turn, mask, places, self.keys, self.values)
+        if length > 1:
+            x = x.reshape((batch, length, -1))[:, -1]
+        logits = net.logits(x)
         return _best(logits), logits, start + ids.shape[1]
 
 
@@ -69,6 +79,7 @@ class WholeForward(nn.Cell):
         """``ids`` [B, S], filled up to column ``last``; most probable token [B, 1], logits."""
         net = self.transformer
         turn, mask = net.place(self.columns, padding, self.columns)
+        mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)  # [B, T, S] -> [B, 1, 1, T, S]
         x = net.encoder(net.embedding(ids), turn, mask)
         logits = net.logits(ops.gather(x, last, 1))
         return _best(logits), logits

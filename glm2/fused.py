@@ -12,7 +12,11 @@ from typing import Tuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import LogSoftmaxGrad, SplitWithSize
+from mindspore.ops.auto_generate import LogSoftmaxGrad
+
+FEW_ROWS = 4
+"""Of so many rows, as while decoding, a product takes longer to be shared among threads than to be
+computed: sums are as fast without."""
 
 
 class RowSums(nn.Cell):
@@ -100,6 +104,9 @@ class RootMeanSquare(nn.Cell):
 
     def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
         """The result, and the factor [N, 1] that the rows were multiplied by."""
+        if x.shape[0] <= FEW_ROWS:
+            factor = ops.rsqrt((x * x).mean(-1, keep_dims=True) + self.eps)
+            return x * factor * weight, factor
         factor = ops.rsqrt(self.row_sums(x * x) * (1.0 / self.size) + self.eps)
         return x * self.outer(factor, weight), factor
 
@@ -118,14 +125,13 @@ class RootMeanSquare(nn.Cell):
 class SwiGlu(nn.Cell):
     """``silu(first half) · second half`` of the last axis: [.., 2F] -> [.., F]."""
 
-    def __init__(self, ffn: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.sizes = (ffn, ffn)
-        self.split = SplitWithSize()
+        self.split = ops.Split(-1, 2)
 
     def construct(self, both: Tensor) -> Tuple[Tensor, Tensor]:
         """The result, and the sigmoid of the first half."""
-        gate, up = self.split(both, self.sizes, -1)
+        gate, up = self.split(both)
         sigmoid = ops.sigmoid(gate)
         return gate * sigmoid * up, sigmoid
 
@@ -133,7 +139,7 @@ class SwiGlu(nn.Cell):
         self, both: Tensor, out: Tuple[Tensor, Tensor], dout: Tuple[Tensor, Tensor]
     ) -> Tuple[Tensor]:
         """Gradient of ``both``; nothing but the result is used further on."""
-        gate, up = self.split(both, self.sizes, -1)
+        gate, up = self.split(both)
         sigmoid, dresult = out[1], dout[0]
         silu = gate * sigmoid
         dgate = dresult * up * (sigmoid + silu - silu * sigmoid)

@@ -20,6 +20,10 @@ from glm2.tokenizer import pad_left
 NARROWEST = 16
 """Prompts are padded to this many tokens, or to the next power of two: few graphs for all."""
 
+PROMPT, STEP = "prompt", "increment"
+"""Phases of the graphs with a cache. MindSpore knows the second and runs what it has compiled for
+it without going through all the network's cells again, which takes a millisecond."""
+
 
 class Generator:
     """Continues batches of prompts; its graphs are compiled when they are first needed.
@@ -120,8 +124,10 @@ class Generator:
         assert self.cached is not None
         rows = Tensor(padding)
         ids, column = Tensor(np.ascontiguousarray(filled[:, :width])), Tensor(0, ms.int32)
+        self.cached.phase = PROMPT
         for last in range(width, self.capacity):
             best, logits, column = self.cached(ids, column, rows)
+            self.cached.phase = STEP
             if greedy:
                 # The tokens are not read back from the host: a step ends in the next one.
                 ids = best

@@ -78,7 +78,7 @@ class MLP(nn.Cell):
         super().__init__()
         self.ffn = config.ffn_hidden_size
         self.dense_h_to_4h = Linear(config.hidden_size, 2 * self.ffn, config)
-        self.gate = SwiGlu(self.ffn)
+        self.gate = SwiGlu()
         self.dense_4h_to_h = Linear(self.ffn, config.hidden_size, config)
 
     def construct(self, x: Tensor) -> Tensor:

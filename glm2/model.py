@@ -72,7 +72,8 @@ class Transformer(nn.Cell):
 
     def construct(self, input_ids: Tensor) -> Tensor:
         batch, length = input_ids.shape
-        cos, sin = self.turn(self.turn_cos[:length], self.turn_sin[:length])  # [T, N + 2G, D]
+        cos, sin = ops.expand_dims(self.turn_cos, 1), ops.expand_dims(self.turn_sin, 1)
+        cos, sin = self.turn(cos[:length], sin[:length])  # [T, N + 2G, D]
         # For each row of its own, once a step: no layer has to stretch them.
         rows, shape = ops.ones((batch, 1), cos.dtype), (batch, *cos.shape)
         turn = (self.outer(rows, cos).reshape(shape), self.outer(rows, sin).reshape(shape))
@@ -92,32 +93,23 @@ class Transformer(nn.Cell):
         ``slots`` [T] are the columns of the tokens at hand, ``padding`` [B] the padded columns
         of each row, ``last`` [S] all columns that can be attended to. Gives the tables
         [B, T, N + 2G, D] of the positions, which start at 0 behind the padding, and the mask
-        [B, 1, 1, T, S] as float32 to be added to the scores.
+        [B, T, S] as float32 to be added to the scores.
         """
-        position, hidden = self.seen(slots, padding, last)
+        slots, padding = slots.reshape((1, -1, 1)), padding.reshape((-1, 1, 1))
+        # Padding has no position. Columns may outnumber positions: see Generator.
+        position = ops.minimum(ops.maximum(slots - padding, 0), self.positions - 1)  # [B, T, 1]
         turn = self.turn(
             ops.gather(self.turn_cos, position, 0), ops.gather(self.turn_sin, position, 0)
         )
+        hidden = ops.logical_or(last > slots, last < padding)
         return turn, hidden.astype(ms.float32) * MASKED
 
     def turn(self, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor]:
-        """Tables for all heads at once, [.., N + 2G, D], from those of ``whole_turns``, [.., D].
+        """Tables for all heads at once, [.., N + 2G, D], from those of ``whole_turns``, [.., 1, D].
 
         They turn and scale queries, turn keys and leave values as they are.
         """
-        cos, sin = ops.expand_dims(cos, -2), ops.expand_dims(sin, -2)
         return cos * self.turned_heads + self.other_heads, sin * self.turned_heads
-
-    def seen(self, slots: Tensor, padding: Tensor, last: Tensor) -> Tuple[Tensor, Tensor]:
-        """Positions [B, T] and the mask [B, 1, 1, T, S] of ``place``."""
-        position = slots.reshape((1, -1)) - padding.reshape((-1, 1))  # [B, T]
-        # Padding has no position. Columns may outnumber positions: see Generator.
-        position = ops.minimum(ops.maximum(position, 0), self.positions - 1)
-        later = last.reshape((1, -1)) > slots.reshape((-1, 1))  # [T, S]
-        padded = last.reshape((1, -1)) < padding.reshape((-1, 1))  # [B, S]
-        hidden = ops.logical_or(ops.expand_dims(later, 0), ops.expand_dims(padded, 1))
-        hidden = ops.expand_dims(ops.expand_dims(hidden, 1), 1)  # [B, T, S] -> [B, 1, 1, T, S]
-        return position, hidden
 
 
 class Embedding(nn.Cell):
@@ -162,13 +154,13 @@ class Encoder(nn.Cell):
         x: Tensor,
         turn: Tuple[Tensor, Tensor],
         mask: Tensor,
-        slots: Tensor,
+        places: Tensor,
         keys: Tuple[Parameter, ...],
         values: Tuple[Parameter, ...],
     ) -> Tensor:
-        """The same for new tokens [B, T, H] behind those in the cache; see SelfAttention."""
+        """The same for new tokens [B·T, H] behind those in the cache; see SelfAttention."""
         for i in range(len(self.layers)):
-            x = self.layers[i].extend(x, turn, mask, slots, keys[i], values[i])
+            x = self.layers[i].extend(x, turn, mask, places, keys[i], values[i])
         return self.final_layernorm(x) if self.has_final_norm else x
 
 
@@ -191,13 +183,13 @@ class Layer(nn.Cell):
         x: Tensor,
         turn: Tuple[Tensor, Tensor],
         mask: Tensor,
-        slots: Tensor,
+        places: Tensor,
         keys: Parameter,
         values: Parameter,
     ) -> Tensor:
         """The same for new tokens behind those in the cache."""
         normed = self.input_layernorm(x)
-        x = x + self.self_attention.extend(normed, turn, mask, slots, keys, values)
+        x = x + self.self_attention.extend(normed, turn, mask, places, keys, values)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
