@@ -51,7 +51,7 @@ class SshTransport:
     def run(
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout: Optional[float] = 60.0
     ) -> Completed:
-        return self._exchange(argv, [stdin], timeout)
+        return self._exchange(argv, [stdin] if stdin else None, timeout)
 
     def feed(
         self,
@@ -79,17 +79,26 @@ class SshTransport:
     def _exchange(
         self,
         argv: Sequence[str],
-        stdin: Iterable[bytes],
+        stdin: Optional[Iterable[bytes]],
         timeout: Optional[float],
         on_output: Optional[Callable[[bytes], None]] = None,
     ) -> Completed:
+        """Run ``argv`` with the chunks of ``stdin``, None: with nothing to read.
+
+        A command without input gets it from its shell. The end of its input, sent by a thread of
+        ours, could come after paramiko's answer to the end of a short command, for which sshd
+        ends the connection, with all else that runs on it.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         stdout = bytearray()
         take = stdout.extend if on_output is None else on_output
         with self._sessions, ended_with_nothing(on_output):
-            channel = self._start(argv, timeout)
+            channel = self._start(argv, timeout, from_nothing=stdin is None)
             try:
-                feeder = Feeder(stdin, _as_pipe(channel.sendall), _as_pipe(channel.shutdown_write))
+                feeder = None
+                if stdin is not None:
+                    write, end = _as_pipe(channel.sendall), _as_pipe(channel.shutdown_write)
+                    feeder = Feeder(stdin, write, end)
                 stderr = Collector(channel.recv_stderr)
                 while True:
                     channel.settimeout(_remaining(deadline))
@@ -108,18 +117,21 @@ class SshTransport:
                 ) from None
             finally:
                 _close(channel)
-        feeder.join()
-        if feeder.error:
-            raise feeder.error
+        if feeder:
+            feeder.join()
+            if feeder.error:
+                raise feeder.error
         if channel.exit_status < 0:
             raise _connection_lost(self.name, argv)
         return Completed(channel.exit_status, bytes(stdout), stderr.data)
 
-    def _start(self, argv: Sequence[str], timeout: Optional[float] = None) -> paramiko.Channel:
-        """A channel on which ``argv`` has been started."""
+    def _start(
+        self, argv: Sequence[str], timeout: Optional[float] = None, *, from_nothing: bool = False
+    ) -> paramiko.Channel:
+        """A channel on which ``argv`` has been started; ``from_nothing``: without an input."""
         channel = self._open_channel(timeout)
         try:
-            channel.exec_command(_command_line(argv))
+            channel.exec_command(_command_line(argv, from_nothing))
         except (paramiko.SSHException, EOFError, OSError) as failure:
             _close(channel)
             raise _connection_lost(self.name, argv) from failure
@@ -208,13 +220,14 @@ class SshStream:
         return self._errors.data
 
 
-def _command_line(argv: Sequence[str]) -> str:
+def _command_line(argv: Sequence[str], from_nothing: bool) -> str:
     """``argv`` for the login shell, whichever it is.
 
     The inner ``sh`` stays the parent, so that death by a signal arrives as 128 + its number:
     paramiko does not hand out SSH's exit-signal, and a lost connection would look the same.
     """
-    return shlex.join(["/bin/sh", "-c", '"$@"; exit $?', "sh", *argv])
+    script = '"$@" </dev/null; exit $?' if from_nothing else '"$@"; exit $?'
+    return shlex.join(["/bin/sh", "-c", script, "sh", *argv])
 
 
 def _as_pipe(call: Callable[..., object]) -> Callable[..., None]:

@@ -74,6 +74,23 @@ def test_threads_that_come_first_together_share_a_connection(
     assert logins(cluster, host) == 1
 
 
+def test_commands_that_end_at_once_do_not_end_the_connection(
+    cluster: Loopback, host: Host, transport: Transport
+) -> None:
+    """sshd ends one on which the end of a command's input comes after the command's own end."""
+
+    def many() -> None:
+        for _ in range(100):
+            transport.run(["true"])
+
+    threads = [threading.Thread(target=many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert logins(cluster, host) == 1
+
+
 def test_a_connection_that_died_between_commands_is_replaced(
     cluster: Loopback, host: Host, transport: Transport
 ) -> None:
