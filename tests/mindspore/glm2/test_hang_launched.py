@@ -18,7 +18,9 @@ def test_the_rank_that_stands_still_is_named_and_the_other_tells_where_it_waits(
 ) -> None:
     launches = Launches(tmp_path, data)
     words = launches.words("still", Shape(data=2), *FOREVER)
-    process = launches.cli.start(*words[:-1], "--watch", "step_s=5", "--watch", "checkpoint_s=5", words[-1])
+    # It saves every third step, and may be stopped in the middle of that.
+    limits = ("--watch", "step_s=5", "--watch", "checkpoint_s=5")
+    process = launches.cli.start(*words[:-1], *limits, words[-1])
     try:
         wait_until(lambda: process.poll() is not None or done(launches, "still") >= 10, "10 steps")
         (rank,) = [one for one in ranks_of("still") if one.environ().get("RANK_ID") == "1"]
