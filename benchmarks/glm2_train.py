@@ -11,7 +11,9 @@ the logits of every token and take PyTorch's fused AdamW or ours.
 
 Each round starts one fresh process for each contestant, in turn, so that all share the machine's
 moods; the choice of matrix kernels differs from process to process. A process reports the median of
-its steps; shown are medians over the processes, and the median of the ratios within a round.
+its steps behind the first eight: MindSpore's kernels spend their first five runs on trying how to
+share their work among threads. Shown are medians over the processes, and the median of the ratios
+within a round.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import numpy as np
 from benchmarks.figures import print_speeds
 
 ROWS, LENGTH, VOCABULARY, PROMPT = 8, 193, 8192, 64
+WARM_UP = 8
+"""Steps that are not measured."""
 CONTESTANTS = ("ours", "torch + oneDNN", "torch")
 
 Step = Callable[[np.ndarray, np.ndarray], float]
@@ -83,18 +87,18 @@ def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
 
 
 def measure(name: str, steps: int, threads: int) -> Dict[str, Any]:
-    """Median speed over the steps behind the first two, and the losses of all."""
+    """Median speed over the steps behind the warm-up, and the losses of all."""
     step = ours() if name == "ours" else torch_step(threads, onednn=name != "torch")
     draw = np.random.default_rng(0)
     seconds, losses = [], []
-    for _ in range(2 + steps):
+    for _ in range(WARM_UP + steps):
         ids = draw.integers(0, VOCABULARY, (ROWS, LENGTH), dtype=np.int32)
         labels = ids.copy()
         labels[:, :PROMPT] = -100
         begun = time.perf_counter()
         losses.append(step(ids, labels))
         seconds.append(time.perf_counter() - begun)
-    return {"tokens_per_s": ROWS * LENGTH / median(seconds[2:]), "losses": losses}
+    return {"tokens_per_s": ROWS * LENGTH / median(seconds[WARM_UP:]), "losses": losses}
 
 
 def ours() -> Step:

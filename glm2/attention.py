@@ -45,7 +45,7 @@ class SelfAttention(nn.Cell):
         self.dense = Linear(self.query_size, config.hidden_size, config)
         self.swap = Tensor(swapped_pairs(self.channels))
         self.swapping = Tensor(swap_matrix(self.channels)).astype(self.dtype)
-        self.split = SplitWithSize()
+        self.split, self.cut = SplitWithSize(), ops.Slice()
         self.product = ops.MatMul()
         self.mixed = Mix(self.heads, self.groups, self.channels, self.layer_scale)
         self.scores = ops.BatchMatMul(transpose_b=True)
@@ -94,19 +94,23 @@ class SelfAttention(nn.Cell):
         takes longer than its work, even where nothing but a shape changes. ``turn`` are tables
         [B, T, N + 2G, D] that turn and scale queries, turn keys and leave values as they are;
         ``mask`` is added to the scores: [B·G or 1, 1, S] of one new token, [B, 1, 1, T, S] of
-        several; ``keys`` and ``values`` [B·G, S, D] are updated in place, at ``places``
-        [B, T, G, 2], page and column.
+        several; the rows ``places`` [B, T, G] of ``keys`` and ``values`` [B·G·S, D], which are S
+        rows for each group of a row, are updated in place.
         """
         batch, length = places.shape[:2]
         fused = self.query_key_value(x)  # [B·T, (N + 2G)·D]: queries | keys | values
         heads = fused.reshape((batch, length, -1, self.channels))
         heads = ops.addcmul(heads * turn[0], ops.gather(heads, self.swap, 3), turn[1])
-        query, key, value = ops.split(heads, [self.heads, self.groups, self.groups], 2)
-        key = ops.scatter_nd_update(keys, places, key)
-        value = ops.scatter_nd_update(values, places, value)
+        query = self.cut(heads, (0, 0, 0, 0), (batch, length, self.heads, self.channels))
+        own = (batch, length, self.groups, self.channels)
+        key = self.cut(heads, (0, 0, self.heads, 0), own)
+        value = self.cut(heads, (0, 0, self.heads + self.groups, 0), own)
+        pages = (batch * self.groups, -1, self.channels)
+        key = ops.scatter_update(keys, places, key).reshape(pages)
+        value = ops.scatter_update(values, places, value).reshape(pages)
         if length > 1:
             query = query.transpose(0, 2, 1, 3)  # [B, T, N, D] -> [B, N, T, D]
-        query = query.reshape((batch * self.groups, -1, self.channels))
+        query = query.reshape(pages)
         if self.layer_scale != 1.0:
             query = query / self.layer_scale
         scores = self.scores(query, key).astype(ms.float32)  # [B·G, (N/G)·T, S]

@@ -30,11 +30,10 @@ class CachedForward(nn.Cell):
         self.columns = Tensor(np.arange(capacity, dtype=np.int32))
         pages = batch * config.groups  # a page is the cache of one group of one row
         self.page_rows = Tensor(np.repeat(np.arange(batch, dtype=np.int32), config.groups))
-        # Page and column of each place in the cache: [B, S, G, 2].
-        rows, columns, groups = np.ogrid[:batch, :capacity, : config.groups]
-        numbers = np.broadcast_arrays(rows * config.groups + groups, columns)
-        self.places = Tensor(np.stack(numbers, -1).astype(np.int32))
-        shape, kind = (pages, capacity, config.kv_channels), float_type(config.compute_dtype)
+        # The row of each place in the cache, page for page: [B, S, G].
+        places = np.arange(pages * capacity, dtype=np.int32).reshape((batch, config.groups, -1))
+        self.places = Tensor(np.ascontiguousarray(places.transpose(0, 2, 1)))
+        shape, kind = (pages * capacity, config.kv_channels), float_type(config.compute_dtype)
         self.keys = ParameterTuple(
             [Parameter(ops.zeros(shape, kind), name=f"key_{i}") for i in range(config.num_layers)]
         )
