@@ -100,9 +100,12 @@ class AutoModel:
         from glm2.checkpoint import find_weights, load_weights
         from glm2.lora import add_adapters, load_adapted, merge
         from glm2.model import Glm2
+        from glm2.parallel import plan_places
 
         # Operation by operation, MindSpore's default, a token takes many times as long.
         ms.set_context(mode=ms.GRAPH_MODE)
+        if ms.get_context("device_target") == "CPU":
+            plan_places()
         settled = config if isinstance(config, ModelConfig) else config.settled()
         name = settled.checkpoint_name_or_path
         file = find_weights(name, url) if name else None

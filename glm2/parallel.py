@@ -97,9 +97,7 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
             # among threads of their own, one a core, from which more than one of these takes time:
             # a training step on 2 cores took half as long again with 2.
             ms.runtime.dispatch_threads_num(device.threads or 1)
-            # Places of all results are planned once: a token decoded on 2 cores took a sixth longer
-            # with a search for each.
-            ms.runtime.set_memory(optimize_level="O1")
+            plan_places()
         else:
             ms.set_device(device.target, _number(environ, "DEVICE_ID", device.id))
             if device.max_memory:
@@ -128,6 +126,16 @@ def start(device: Device, layout: Layout, environ: Mapping[str, str]) -> None:
                 hint="give MS_NODE_ID and the rank table the same order as RANK_ID",
             )
     _started.append((device, layout))
+
+
+def plan_places() -> None:
+    """Let MindSpore plan the places of all results of a graph once, on CPU.
+
+    A token decoded on 2 cores took a sixth longer with a search for each. It is taken once, before
+    MindSpore first computes: what a script has chosen stays.
+    """
+    with contextlib.suppress(RuntimeError):
+        ms.runtime.set_memory(optimize_level="O1")
 
 
 def _runs_on(device: Device) -> bool:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import List
 
+import mindspore as ms
 import pytest
 
 from glm2 import AutoConfig, AutoModel, AutoTokenizer, TextGenerationPipeline, pipeline
@@ -152,3 +153,20 @@ def test_a_trainer_trains_scores_and_answers(workers: Workers, data: Path, tmp_p
     texts = ast.literal_eval(said["TEXTS"])
     assert [list(item) for item in texts] == [["text_generation_text"]] * 2
     assert texts[0]["text_generation_text"][0].startswith("[Round 1]\n\n问：类型#裙\n\n答：")
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["first", "chosen before"])
+def test_a_script_gets_its_memory_planned_as_the_worker_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """Slower by a sixth otherwise; MindSpore refuses what a script has already chosen."""
+    asked = []
+
+    def set_memory(**values: str) -> None:
+        asked.append(values)
+        if taken:
+            raise RuntimeError("The 'set_memory' can not be set repeatedly.")
+
+    monkeypatch.setattr(ms.runtime, "set_memory", set_memory)
+    AutoModel.from_pretrained(str(folder))
+    assert asked == [{"optimize_level": "O1"}]
