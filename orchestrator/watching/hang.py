@@ -105,7 +105,8 @@ def find_hang(
 
 
 def _behind(running: List[RankProgress]) -> List[RankProgress]:
-    """Ranks at a place where most others are not; of those the ones with the fewest steps."""
+    """Ranks at a place where most others are not; of those the ones with the fewest steps. None
+    where that would be all of them."""
     places = Counter((rank.stage, rank.step) for rank in running)
     usual, count = places.most_common(1)[0]
     if count == len(running):
@@ -114,7 +115,8 @@ def _behind(running: List[RankProgress]) -> List[RankProgress]:
     if count * 2 <= len(running):
         odd = running
     least = min(_steps(rank) for rank in odd)
-    return [rank for rank in odd if _steps(rank) == least]
+    behind = [rank for rank in odd if _steps(rank) == least]
+    return behind if len(behind) < len(running) else []
 
 
 def _steps(rank: RankProgress) -> int:

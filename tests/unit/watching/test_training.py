@@ -101,6 +101,18 @@ def test_a_rank_that_stands_still_while_others_wait_is_named():
     assert on_tick(state, now + 5000)[1] == []
 
 
+@pytest.mark.parametrize("saving", [1, 2], ids=["one of two", "two of four"])
+def test_halves_at_two_places_after_the_same_step_are_not_behind_each_other(saving: int) -> None:
+    """None is named here: the stacks tell which rank goes nowhere."""
+    ranks = [RankProgress(rank, "a", rank, moved=0.0) for rank in range(2 * saving)]
+    for line in (phase("train", 0), step(1, 1)):
+        ranks = [observe(rank, line, 1.0) for rank in ranks]
+    ranks[:saving] = [observe(rank, phase("checkpoint", 2), 2.0) for rank in ranks[:saving]]
+    hang = find_hang(ranks, 1e6)
+    assert hang is not None
+    assert hang.suspects == ()
+
+
 def test_a_second_hang_after_it_went_on_is_told_again():
     state, now = trained(20)
     state, first = on_tick(state, now + 700)
