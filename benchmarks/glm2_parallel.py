@@ -39,6 +39,8 @@ MODEL = {
     "seq_length": 97,
 }  # fmt: skip
 SETTINGS = tuple(f"model.model_config.{key}={value}" for key, value in MODEL.items())
+PROMPT = 48
+"""Tokens of a row that are not learned."""
 
 
 class Shape(NamedTuple):
@@ -84,6 +86,7 @@ def volume(shape: Shape, more: Tuple[str, ...] = ()) -> Tuple[float, float]:
     import numpy as np
 
     from glm2.collectives import counted
+    from glm2.config import IGNORED_LABEL
     from glm2.division import division_of
     from glm2.model import Glm2
     from glm2.parallel import Layout
@@ -104,7 +107,8 @@ def volume(shape: Shape, more: Tuple[str, ...] = ()) -> Tuple[float, float]:
                 model = divided(model, division_of(settings, layout), layout)
             step = make_step(model, settings, layout)
             ids = np.ones((rows, MODEL["seq_length"]), np.int32)
-            step.run(ids, ids, StepNumbers(1e-4, 1, 1.0, False))
+            labels = np.where(np.arange(ids.shape[1]) < PROMPT, IGNORED_LABEL, ids)
+            step.run(ids, labels, StepNumbers(1e-4, 1, 1.0, False))
     finally:
         ms.set_context(mode=mode)
     least = sum(exchange.sent for exchange in exchanges(settings, layout, rows))

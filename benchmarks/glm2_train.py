@@ -116,6 +116,10 @@ def ours() -> Step:
         "seq_length": LENGTH,
     }  # fmt: skip
     overrides = [f"model.model_config.{key}={value}" for key, value in shape.items()]
+    overrides += [
+        f"train_dataset.max_source_length={PROMPT}",
+        f"train_dataset.max_target_length={LENGTH - PROMPT - 1}",
+    ]
     settings = load_settings(find_config("tiny_cpu"), overrides)
     start(settings.device, Layout(), {})
     ms.set_seed(0)

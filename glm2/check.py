@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import List, Optional
 
-from glm2.settings import Dataset, Settings
+from glm2.settings import Settings
 from glm2.yaml_source import Source
 
 TRAINING = ("train", "finetune")
@@ -92,7 +92,7 @@ def _judge_lengths(settings: Settings, source: Source, verdict: Verdict) -> None
         verdict.faults.append(Fault(message, "add the section train_dataset"))
         return
     key = "model.model_config.seq_length"
-    row, length = _row(train), settings.model.seq_length
+    row, length = train.width, settings.model.seq_length
     if row != length:
         verdict.faults.append(
             Fault(
@@ -120,7 +120,3 @@ def _judge_eval(settings: Settings, source: Source, verdict: Verdict) -> None:
                 f"{source.where(key)}{key} is {ours}, but {theirs} for training; the guide has "
                 "them equal with do_eval"
             )
-
-
-def _row(dataset: Dataset) -> int:
-    return dataset.max_source_length + dataset.max_target_length + 1

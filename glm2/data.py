@@ -97,7 +97,7 @@ def encode_row(row: Row, tokenizer: Tokenizer, dataset: Dataset) -> Tuple[List[i
     prompt = encode_prompt(row.content, tokenizer, dataset.max_source_length)
     target = tokenizer.encode(row.summary, special=False)[: dataset.max_target_length]
     target.append(tokenizer.eos_id)
-    padding = dataset.max_source_length + dataset.max_target_length + 1 - len(prompt) - len(target)
+    padding = dataset.width - len(prompt) - len(target)
     padded = tokenizer.pad_id if dataset.learn_padding else IGNORED_LABEL
     return (
         prompt + target + [tokenizer.pad_id] * padding,
@@ -168,7 +168,7 @@ class Batches:
     def batch(self, numbers: Sequence[int]) -> Tuple[np.ndarray, np.ndarray]:
         """The named rows; missing ones of a last batch become rows with nothing to learn."""
         encoded = [encode_row(self.rows[i], self.tokenizer, self.dataset) for i in numbers]
-        width = self.dataset.max_source_length + self.dataset.max_target_length + 1
+        width = self.dataset.width
         empty = ([self.tokenizer.pad_id] * width, [IGNORED_LABEL] * width)
         encoded += [empty] * (self.rank_rows - len(encoded))
         ids, labels = zip(*encoded)

@@ -30,6 +30,16 @@ class Dataset:
     """``ignore_pad_token_for_loss: False``."""
     seed: int = 0
 
+    @property
+    def width(self) -> int:
+        """Tokens of a training row: prompt, answer and the token that ends it, with padding."""
+        return self.max_source_length + self.max_target_length + 1
+
+    @property
+    def most_learned(self) -> int:
+        """Tokens of a training row that are learned, at most."""
+        return self.width if self.learn_padding else self.max_target_length + 1
+
     def at(self, place: str, name: str) -> Dataset:
         """The same with the rows of ``place``, a file or the folder that has a file ``name``."""
         file = Path(place) / name if Path(place).is_dir() else Path(place)

@@ -12,7 +12,7 @@ from typing import Tuple
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import LogSoftmaxGrad, SigmoidGrad
+from mindspore.ops.auto_generate import LogSoftmaxGrad, RsqrtGrad, SigmoidGrad
 
 FEW_ROWS = 4
 """Of so many rows, as while decoding, starting a kernel takes longer than its work."""
@@ -97,9 +97,10 @@ class RootMeanSquare(nn.Cell):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.size, self.eps = size, eps
-        self.ones = Tensor(np.ones(size, np.float32))
+        self.share = Tensor(np.full(size, 1.0 / size, np.float32))
+        self.twice = Tensor(np.full(size, 2.0 / size, np.float32))
         self.row_sums, self.column_sums = RowSums(size), ColumnSums()
-        self.outer = Outer()
+        self.outer, self.root_gradient = Outer(), RsqrtGrad()
         self.on_cpu = ms.get_context("device_target") == "CPU"
         self.signs = Tensor(np.array([[1.0], [-1.0]], np.float32))
         self.zeros = Tensor(np.zeros(size, np.float32))
@@ -115,7 +116,7 @@ class RootMeanSquare(nn.Cell):
             normed, _, variance = self.layer_norm(pairs, weight, self.zeros)
             first = self.cut(normed, (0, 0, 0), (rows, 1, self.size))
             return first.reshape(x.shape), ops.rsqrt(variance.reshape((rows, 1)) + self.eps)
-        factor = ops.rsqrt(self.row_sums(x * x) * (1.0 / self.size) + self.eps)
+        factor = ops.rsqrt(self.row_sums.weighted(x * x, self.share) + self.eps)
         return x * self.outer(factor, weight), factor
 
     def bprop(
@@ -124,9 +125,9 @@ class RootMeanSquare(nn.Cell):
         """Gradients of both; nothing but the result is used further on."""
         factor, dy = out[1], dout[0]
         product = dy * x
-        common = self.row_sums.weighted(product, weight) * (1.0 / self.size)
-        common = common * factor * factor * factor
-        dx = dy * self.outer(factor, weight) - x * self.outer(common, self.ones)
+        # The gradient of the mean of squares: -factor³ / 2 times that of the factor.
+        common = self.root_gradient(factor, self.row_sums.weighted(product, weight))
+        dx = dy * self.outer(factor, weight) + x * self.outer(common, self.twice)
         return dx, self.column_sums(product, factor)
 
 

@@ -30,12 +30,13 @@ class Glm2(nn.Cell):
         self.cross_entropy: nn.Cell = CrossEntropy()
         """Of ``loss_by``; ranks that share the vocabulary have one of their own."""
 
-    def construct(self, input_ids: Tensor) -> Tensor:
+    def construct(self, input_ids: Tensor, places: Optional[Tensor] = None) -> Tensor:
         """Logits [B, T, V] of each next token, from ``input_ids`` [B, T]; positions from 0.
 
-        Padding, if any, is on the right, where no earlier token can see it.
+        Padding, if any, is on the right, where no earlier token can see it. With ``places`` [K],
+        different numbers of the tokens counted through all rows, the logits [K, V] of those.
         """
-        return self.transformer(input_ids)
+        return self.transformer(input_ids, places)
 
     def generate(self, input_ids: Any, **options: Any) -> List[List[int]]:
         """Prompts with their continuations; see ``glm2.generate.continue_prompts``."""
@@ -70,7 +71,7 @@ class Transformer(nn.Cell):
         self.gather_logits: Optional[nn.Cell] = None
         """What ranks that share the vocabulary do for generation; see tensor_parallel.py."""
 
-    def construct(self, input_ids: Tensor) -> Tensor:
+    def construct(self, input_ids: Tensor, places: Optional[Tensor] = None) -> Tensor:
         batch, length = input_ids.shape
         cos, sin = ops.expand_dims(self.turn_cos, 1), ops.expand_dims(self.turn_sin, 1)
         cos, sin = self.turn(cos[:length], sin[:length])  # [T, N + 2G, D]
@@ -78,7 +79,7 @@ class Transformer(nn.Cell):
         rows, shape = ops.ones((batch, 1), cos.dtype), (batch, *cos.shape)
         turn = (self.outer(rows, cos).reshape(shape), self.outer(rows, sin).reshape(shape))
         mask = self.not_causal[:length, :length].astype(ms.float32) * MASKED
-        return self.output_layer(self.encoder(self.embedding(input_ids), turn, mask))
+        return self.output_layer(self.encoder(self.embedding(input_ids), turn, mask, places))
 
     def logits(self, x: Tensor) -> Tensor:
         """Of the whole vocabulary, float32, from what the encoder gives: [.., H] -> [.., V]."""
@@ -143,10 +144,17 @@ class Encoder(nn.Cell):
         if config.post_layer_norm:
             self.final_layernorm = RMSNorm(config.hidden_size, config)
 
-    def construct(self, x: Tensor, turn: Tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Of tokens [B, T, H]; see SelfAttention."""
-        for layer in self.layers:
+    def construct(
+        self,
+        x: Tensor,
+        turn: Tuple[Tensor, Tensor],
+        mask: Tensor,
+        places: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Of tokens [B, T, H], or the ``places`` of them [K] -> [K, H]; see SelfAttention."""
+        for layer in self.layers[:-1]:
             x = layer(x, turn, mask)
+        x = self.layers[-1](x, turn, mask, places)
         return self.final_layernorm(x) if self.has_final_norm else x
 
     def extend(
@@ -174,8 +182,16 @@ class Layer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config)
         self.mlp = MLP(config)
 
-    def construct(self, x: Tensor, turn: Tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        turn: Tuple[Tensor, Tensor],
+        mask: Tensor,
+        places: Optional[Tensor] = None,
+    ) -> Tensor:
         x = x + self.self_attention(self.input_layernorm(x), turn, mask)
+        if places is not None:  # nothing else is looked at behind the last attention
+            x = ops.gather(x.reshape((-1, x.shape[-1])), places, 0)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def extend(
@@ -201,15 +217,16 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     token, predicted by the last token of the prompt, is learned (as ChatGLM2's reference
     does).
     """
+    # The labels move instead of the logits, which are far larger; the last token has none.
+    none = ops.full_like(labels[:, :1], IGNORED_LABEL)
+    labels = ops.concat((labels[:, 1:], none), 1).reshape((-1,))  # [B·T]
     return loss_by(_CROSS_ENTROPY, logits, labels)
 
 
 def loss_by(cross_entropy: nn.Cell, logits: Tensor, labels: Tensor) -> Tensor:
-    """``next_token_loss`` by the ``cross_entropy`` of a network."""
-    logits = logits.reshape((-1, logits.shape[-1])).astype(ms.float32)  # [B·T, V]
-    # The labels move instead of the logits, which are far larger; the last token has none.
-    none = ops.full_like(labels[:, :1], IGNORED_LABEL)
-    labels = ops.concat((labels[:, 1:], none), 1).reshape((-1,))  # [B·T]
+    """The same by the ``cross_entropy`` of a network, of ``logits`` [.., V] whose next tokens are
+    ``labels``, as many."""
+    logits = logits.reshape((-1, logits.shape[-1])).astype(ms.float32)
     counts = (labels != IGNORED_LABEL).astype(ms.float32)
     loss, _ = cross_entropy(logits, ops.maximum(labels, 0), counts)
     return loss

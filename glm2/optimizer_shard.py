@@ -150,7 +150,8 @@ class SumOfSquares(nn.Cell):
         # Without shared state, the data-parallel ranks have the same gradients.
         self.add_up = AllReduce(world(layout) if shards.any_shared else model_group(layout))
         self.half_square = ops.L2Loss()
-        self.weights = tuple(2.0 / shards.holders(i) for i in range(len(shards.names)))
+        weights = [2.0 / shards.holders(i) for i in range(len(shards.names))]
+        self.weights = Tensor(np.array(weights, np.float32))
         copied = dict(shards.copied_rows())
         self.roots = tuple(
             _root_weights(shards, i, copied[i]) if i in copied else None
@@ -158,12 +159,13 @@ class SumOfSquares(nn.Cell):
         )
 
     def construct(self, gradients: Tuple[Tensor, ...]) -> Tensor:
-        squares = ops.zeros((), ms.float32)
+        halves = ()
         for i in range(len(gradients)):
             gradient = gradients[i].astype(ms.float32)
             if self.roots[i] is not None:
                 gradient = gradient * self.roots[i]
-            squares = squares + self.half_square(gradient) * self.weights[i]
+            halves = (*halves, self.half_square(gradient))
+        squares = (ops.stack(halves) * self.weights).sum()
         return self.add_up(squares.reshape((1,)))[0]
 
 

@@ -167,7 +167,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
 def check_row_length(settings: Settings) -> None:
     """Raise ConfigError unless a row of the training data is as long as the model's sequence."""
     dataset = needed(settings.train, "train_dataset")
-    row = dataset.max_source_length + dataset.max_target_length + 1
+    row = dataset.width
     if row != settings.model.seq_length:
         raise ConfigError(
             f"model.model_config.seq_length is {settings.model.seq_length}, but "

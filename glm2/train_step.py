@@ -12,11 +12,12 @@ from glm2.collectives import AllReduce, data_group, world
 from glm2.config import IGNORED_LABEL
 from glm2.division import division_of
 from glm2.dropout import set_seed
-from glm2.model import Glm2, learned_tokens, loss_by
+from glm2.model import Glm2, loss_by
 from glm2.optimizer import AdamW
 from glm2.optimizer_shard import Shards, SharedAdamW, SumGradients, SumOfSquares
 from glm2.parallel import Layout, sum_over_ranks
 from glm2.settings import Settings
+from glm2.targets import find_targets, targets_in_row
 
 
 class StepResult(NamedTuple):
@@ -62,27 +63,37 @@ class TrainStep(nn.Cell):
         self.add_up = AllReduce(world(layout))
         self.model_parallel = layout.model_parallel
         self.seed, self.data_rank = settings.seed, layout.data_rank
-        self.scaled_loss = ScaledLoss(model)
+        self.most = targets_in_row(settings)
+        self.scaled_loss = ScaledLoss(model, narrow=self.most < settings.model.seq_length)
         self.differentiate = ops.value_and_grad(self.scaled_loss, None, self.weights)
 
     def construct(
-        self, ids: Tensor, labels: Tensor, lr: Tensor, updates: Tensor, scale: Tensor, stop: Tensor
+        self,
+        ids: Tensor,
+        places: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+        updates: Tensor,
+        scale: Tensor,
+        stop: Tensor,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``ids`` and ``labels`` [B, T] int32, the rest float32 scalars; gives a StepResult's."""
-        shared = self.add_up(ops.stack((learned_tokens(labels), stop)))
-        tokens = shared[0] / self.model_parallel  # each row is seen by so many ranks
-        loss, gradients = self.differentiate(ids, labels, ops.maximum(tokens, 1.0), scale)
+        """``ids`` [B, T] int32, ``places`` and ``labels`` of their Targets, the rest float32
+        scalars; gives a StepResult's."""
+        learned = (labels != IGNORED_LABEL).astype(ms.float32).sum()
+        shared = self.add_up(ops.stack((learned, stop)))
+        tokens = ops.maximum(shared[0] / self.model_parallel, 1.0)  # so many ranks see each row
+        loss, gradients = self.differentiate(ids, places, labels, tokens, scale)
         loss, norm, finite = self.update(loss, gradients, lr, updates, scale)
         return loss, norm, finite, shared[1]
 
     def prepare(self, ids: np.ndarray, labels: np.ndarray, numbers: StepNumbers) -> None:
         """Compile for inputs like these."""
-        self.compile(Tensor(ids), Tensor(labels), *numbers.tensors())
+        self.compile(Tensor(ids), *_tensors(labels, self.most), *numbers.tensors())
 
     def run(self, ids: np.ndarray, labels: np.ndarray, numbers: StepNumbers) -> StepResult:
         """Do the step with ``ids`` and ``labels`` [B, T] int32."""
         set_seed(self.seed, numbers.updates, first_row=self.data_rank * ids.size)
-        *found, stops = self(Tensor(ids), Tensor(labels), *numbers.tensors())
+        *found, stops = self(Tensor(ids), *_tensors(labels, self.most), *numbers.tensors())
         return _result(found, stops.asnumpy())
 
 
@@ -98,7 +109,10 @@ class AccumulatedStep:
         self.seed = settings.seed
         self.update = Update(self.weights, settings, layout)
         self.layout = layout
-        self._accumulate = _Accumulate(model, self.weights)
+        self.most = targets_in_row(settings)
+        self._accumulate = _Accumulate(
+            model, self.weights, narrow=self.most < settings.model.seq_length
+        )
         self._finish = _Finish(self._accumulate, self.update)
 
     def set_train(self, mode: bool = True) -> None:
@@ -109,8 +123,8 @@ class AccumulatedStep:
     def prepare(self, ids: np.ndarray, labels: np.ndarray, numbers: StepNumbers) -> None:
         """Compile for inputs like these."""
         one = numbers.tensors()
-        self._accumulate.compile(Tensor(ids[0 :: self.batches]), Tensor(labels[0 :: self.batches]),
-                                 one[2], one[2])  # fmt: skip
+        ids, labels = ids[0 :: self.batches], labels[0 :: self.batches]
+        self._accumulate.compile(Tensor(ids), *_tensors(labels, self.most), one[2], one[2])
         self._finish.compile(*one[:3])
 
     def run(self, ids: np.ndarray, labels: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -126,7 +140,8 @@ class AccumulatedStep:
             part = slice(first, first + size)
             before = self.layout.data_rank * len(ids) + first
             set_seed(self.seed, numbers.updates, first_row=before * ids.shape[1])
-            self._accumulate(Tensor(ids[part]), Tensor(labels[part]), divisor, scale)
+            targets = _tensors(labels[part], self.most)
+            self._accumulate(Tensor(ids[part]), *targets, divisor, scale)
         return _result(self._finish(lr, updates, scale), stops)
 
 
@@ -142,16 +157,21 @@ def make_step(model: Glm2, settings: Settings, layout: Layout) -> Step:
 
 
 class ScaledLoss(nn.Cell):
-    """One rank's part of the mean loss, times the loss scale."""
+    """One rank's part of the mean loss, times the loss scale.
 
-    def __init__(self, model: Glm2) -> None:
+    If ``narrow``, the network behind its last attention works on the learned tokens alone.
+    """
+
+    def __init__(self, model: Glm2, narrow: bool) -> None:
         super().__init__(auto_prefix=False)
-        self.model = model
+        self.model, self.narrow = model, narrow
 
-    def construct(self, ids: Tensor, labels: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
+    def construct(
+        self, ids: Tensor, places: Tensor, labels: Tensor, tokens: Tensor, scale: Tensor
+    ) -> Tensor:
         """``tokens`` is the number of learned tokens of the global batch, float32."""
-        loss = loss_by(self.model.cross_entropy, self.model(ids), labels)
-        return loss / tokens * scale
+        logits = self.model(ids, places) if self.narrow else self.model(ids)
+        return loss_by(self.model.cross_entropy, logits, labels) / tokens * scale
 
 
 class Update(nn.Cell):
@@ -199,7 +219,7 @@ class Update(nn.Cell):
 class _Accumulate(nn.Cell):
     """Adds the gradients of one batch to those of the batches before it."""
 
-    def __init__(self, model: Glm2, weights: Sequence[Parameter]) -> None:
+    def __init__(self, model: Glm2, weights: Sequence[Parameter], narrow: bool) -> None:
         super().__init__(auto_prefix=False)
         self.loss = Parameter(ops.zeros((1,), ms.float32), name="loss", requires_grad=False)
         self.sums = ParameterTuple(
@@ -210,11 +230,13 @@ class _Accumulate(nn.Cell):
                 for w in weights
             ]
         )
-        self.scaled_loss = ScaledLoss(model)
+        self.scaled_loss = ScaledLoss(model, narrow)
         self.differentiate = ops.value_and_grad(self.scaled_loss, None, ParameterTuple(weights))
 
-    def construct(self, ids: Tensor, labels: Tensor, tokens: Tensor, scale: Tensor) -> bool:
-        loss, gradients = self.differentiate(ids, labels, tokens, scale)
+    def construct(
+        self, ids: Tensor, places: Tensor, labels: Tensor, tokens: Tensor, scale: Tensor
+    ) -> bool:
+        loss, gradients = self.differentiate(ids, places, labels, tokens, scale)
         ops.assign_add(self.loss, loss.reshape((1,)))
         for i in range(len(gradients)):
             ops.assign_add(self.sums[i], gradients[i].astype(ms.float32))
@@ -239,6 +261,12 @@ class _Finish(nn.Cell):
         for total in self.sums:
             ops.assign(total, ops.zeros_like(total))
         return result
+
+
+def _tensors(labels: np.ndarray, most: int) -> Tuple[Tensor, Tensor]:
+    """Places and labels of ``labels`` [B, T]."""
+    places, behind = find_targets(labels, most)
+    return Tensor(places), Tensor(behind)
 
 
 def _result(found: Sequence[Tensor], stops: np.ndarray) -> StepResult:

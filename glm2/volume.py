@@ -10,6 +10,7 @@ from glm2.adapters import is_adapter
 from glm2.describe import BYTES
 from glm2.division import division_of
 from glm2.settings import Settings
+from glm2.targets import targets_in_row
 
 if TYPE_CHECKING:
     from glm2.parallel import Layout
@@ -53,11 +54,14 @@ def exchanges(settings: Settings, layout: Layout, rows: int) -> List[Exchange]:
     model = layout.model_parallel
     if model > 1:
         sums = 4 * config.num_layers + 1 + (0 if division.vocab_emb_dp else 1)
-        activations = rows * config.seq_length * config.hidden_size
-        count = sums * settings.accumulation
-        found.append(
-            Exchange("all_reduce", "model", model, activations, config.compute_dtype, count)
-        )
+        # Behind the last attention only what is learned: twice in the feed-forward block, and
+        # the output layer's.
+        for tokens, count in ((config.seq_length, sums - 3), (targets_in_row(settings), 3)):
+            activations = rows * tokens * config.hidden_size
+            count *= settings.accumulation
+            found.append(
+                Exchange("all_reduce", "model", model, activations, config.compute_dtype, count)
+            )
     if layout.data_parallel > 1:
         numbers, kind = _gradients(settings, layout)
         kinds = ("reduce_scatter", "all_gather") if layout.optimizer_shard else ("all_reduce",)
