@@ -15,6 +15,7 @@ from glm2.config import ModelConfig
 from glm2.division import rank_groups, rank_shapes
 from glm2.errors import ConfigError
 from glm2.settings import Dataset, Settings
+from glm2.targets import targets_in_row
 from glm2.weights import Shape
 
 SCHEMA = 1
@@ -95,17 +96,21 @@ def training_memory(settings: Settings, layout: Layout, batch: int) -> Memory:
         weights=weights * kind + adapters * BYTES["float32"],
         gradients=trained * gradient,
         optimizer=state,
-        activations=activations(config, layout.model_parallel, batch, recompute=settings.recompute),
+        activations=activations(
+            settings, layout.model_parallel, batch, recompute=settings.recompute
+        ),
     )
 
 
-def activations(config: ModelConfig, model_parallel: int, batch: int, *, recompute: bool) -> int:
+def activations(settings: Settings, model_parallel: int, batch: int, *, recompute: bool) -> int:
     """An estimate of the bytes that are kept for the backward pass of ``batch`` rows.
 
-    Counted are the inputs of each operation of a layer in their type. With recompute a layer
-    keeps its input alone, and one layer at a time has all of it. MindSpore on CPU frees little
+    Counted are the inputs of each operation of a layer in their type, and the logits of the tokens
+    that are learned. With recompute a layer keeps its input alone, and one layer at a time has
+    all of it. MindSpore on CPU frees little
     before a step ends: it was seen to take four to five times as much, with recompute too.
     """
+    config = settings.model
     size = BYTES[config.compute_dtype]
     hidden, ffn = config.hidden_size, config.ffn_hidden_size // model_parallel
     heads = config.num_attention_heads // model_parallel
@@ -122,7 +127,7 @@ def activations(config: ModelConfig, model_parallel: int, batch: int, *, recompu
     layers = config.num_layers * kept + layer if recompute else config.num_layers * layer
     # Logits, their float32 copy, the logarithm of their softmax, and the gradient of the first.
     logits = config.padded_vocab_size // model_parallel * (2 * size + 2 * BYTES["float32"])
-    return batch * config.seq_length * (layers + logits)
+    return batch * (config.seq_length * layers + targets_in_row(settings) * logits)
 
 
 def cache_memory(config: ModelConfig, rows: int, columns: int) -> int:
@@ -198,10 +203,10 @@ def as_dict(name: str, settings: Settings) -> Dict[str, Any]:
             "recompute": settings.recompute,
             **_with_total(training_memory(settings, own, batch)),
             "activations_with_recompute": activations(
-                config, own.model_parallel, batch, recompute=True
+                settings, own.model_parallel, batch, recompute=True
             ),
             "activations_without_recompute": activations(
-                config, own.model_parallel, batch, recompute=False
+                settings, own.model_parallel, batch, recompute=False
             ),
         }
         answer["layouts"] = [
@@ -262,8 +267,7 @@ def _training(settings: Settings, dataset: Dataset) -> List[str]:
     own, batch = own_layout(settings), dataset.batch_size
     memory = training_memory(settings, own, batch)
     with_it, without = (
-        activations(settings.model, own.model_parallel, batch, recompute=mode)
-        for mode in (True, False)
+        activations(settings, own.model_parallel, batch, recompute=mode) for mode in (True, False)
     )
     kind = settings.model.param_init_type
     used, other = (with_it, without) if settings.recompute else (without, with_it)

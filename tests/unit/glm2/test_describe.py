@@ -28,6 +28,7 @@ from glm2.errors import ConfigError
 from glm2.settings import Settings, find_config, load_settings
 from glm2.weights import weight_shapes
 
+PADDING_TOO = "train_dataset.ignore_pad_token_for_loss=False"
 SIX_BILLION = 6_243_584_000
 HALF = 2
 
@@ -75,12 +76,23 @@ class TestMemory:
         assert found.gradients == SIX_BILLION * (HALF + 4)
 
     def test_recompute_keeps_less_and_longer_rows_more(self) -> None:
-        config = ModelConfig(compute_dtype="float16")
-        whole = activations(config, 1, 2, recompute=False)
-        assert activations(config, 1, 2, recompute=True) < whole / 5
-        assert activations(config, 1, 4, recompute=False) == 2 * whole
-        longer = replace(config, seq_length=2 * config.seq_length)
-        assert activations(longer, 1, 2, recompute=False) > 2.5 * whole, "attention is quadratic"
+        run = settings("run_glm2_6b_finetune")
+        whole = activations(run, 1, 2, recompute=False)
+        assert activations(run, 1, 2, recompute=True) < whole / 5
+        assert activations(run, 1, 4, recompute=False) == 2 * whole
+        longer = settings(
+            "run_glm2_6b_finetune",
+            "train_dataset.max_target_length=1920",
+            "model.model_config.seq_length=1985",
+        )
+        assert activations(longer, 1, 2, recompute=False) > 13 * whole, "attention is quadratic"
+
+    def test_tokens_that_are_not_learned_have_no_logits(self) -> None:
+        run = settings("run_glm2_6b_finetune")
+        all_learned = settings("run_glm2_6b_finetune", PADDING_TOO)
+        more = activations(all_learned, 1, 2, recompute=True)
+        fewer = activations(run, 1, 2, recompute=True)
+        assert more - fewer == 2 * 64 * 65024 * (2 * HALF + 2 * 4)
 
     def test_the_cache_holds_the_groups_of_every_layer(self) -> None:
         config = ModelConfig(compute_dtype="float16")
