@@ -1,18 +1,22 @@
 """A step of training a small GLM2 on the processor: ours beside PyTorch, in one run.
 
-    python -m benchmarks.glm2_train [--rounds 5] [--steps 6] [--threads 2]
+    python -m benchmarks.glm2_train [--rounds 5] [--steps 6] [--threads 2] [--prompt 64]
 
 8 layers, hidden size 512, 8 heads of 64 channels, 2 key/value groups, feed-forward size 1408,
 vocabulary 8192; 8 rows of 193 tokens, float32: forward, backward, clipping and AdamW. Ours is the
 very step of the trainer, with its inputs from NumPy and its results back there. The peers are
 Hugging Face's GlmForCausalLM as it is, and the same with the products of its linear layers, forward
-and backward, computed by oneDNN, which PyTorch itself does not use for float32. All of them compute
-the logits of every token and take PyTorch's fused AdamW or ours.
+and backward, computed by oneDNN, which PyTorch itself does not use for float32. They take PyTorch's
+fused AdamW and ours.
+
+The first 64 tokens of each row are the prompt, which is not learned. Ours does not compute what is
+only looked at for learning it: the prompt's logits and what leads to them alone. The peers, given
+the same labels, compute it; with ``--prompt 1`` all tokens are learned, and ours computes all.
 
 Each round starts one fresh process for each contestant, in turn, so that all share the machine's
 moods; the choice of matrix kernels differs from process to process. A process reports the median of
-its steps behind the first eight: MindSpore's kernels spend their first five runs on trying how to
-share their work among threads. Shown are medians over the processes, and the median of the ratios
+its steps behind the first 30: MindSpore's kernels spend up to so many runs, in fives, on trying
+how finely to cut their work. Shown are medians over the processes, and the median of the ratios
 within a round.
 """
 
@@ -31,8 +35,8 @@ import numpy as np
 
 from benchmarks.figures import print_speeds
 
-ROWS, LENGTH, VOCABULARY, PROMPT = 8, 193, 8192, 64
-WARM_UP = 8
+ROWS, LENGTH, VOCABULARY = 8, 193, 8192
+WARM_UP = 30
 """Steps that are not measured."""
 CONTESTANTS = ("ours", "torch + oneDNN", "torch")
 
@@ -47,10 +51,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of each contestant")
     parser.add_argument("--steps", type=int, default=6, help="measured steps of a process")
     parser.add_argument("--threads", type=int, default=2, help="threads of the peers")
+    parser.add_argument(
+        "--prompt", type=int, default=64, help="tokens of a row that are not learned"
+    )
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
-        print(json.dumps(measure(options.contestant, options.steps, options.threads)))
+        print(json.dumps(measure(options.contestant, options)))
         return
     speeds: Dict[str, List[float]] = {name: [] for name in CONTESTANTS}
     for number in range(options.rounds):
@@ -79,6 +86,7 @@ def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
         [
             sys.executable, "-m", "benchmarks.glm2_train", "--contestant", name,
             "--steps", str(options.steps), "--threads", str(options.threads),
+            "--prompt", str(options.prompt),
         ],
         env=environ, check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -86,22 +94,25 @@ def fresh_process(name: str, options: argparse.Namespace) -> Dict[str, Any]:
     return result
 
 
-def measure(name: str, steps: int, threads: int) -> Dict[str, Any]:
+def measure(name: str, options: argparse.Namespace) -> Dict[str, Any]:
     """Median speed over the steps behind the warm-up, and the losses of all."""
-    step = ours() if name == "ours" else torch_step(threads, onednn=name != "torch")
+    if name == "ours":
+        step = ours(options.prompt)
+    else:
+        step = torch_step(options.threads, onednn=name != "torch")
     draw = np.random.default_rng(0)
     seconds, losses = [], []
-    for _ in range(WARM_UP + steps):
+    for _ in range(WARM_UP + options.steps):
         ids = draw.integers(0, VOCABULARY, (ROWS, LENGTH), dtype=np.int32)
         labels = ids.copy()
-        labels[:, :PROMPT] = -100
+        labels[:, : options.prompt] = -100
         begun = time.perf_counter()
         losses.append(step(ids, labels))
         seconds.append(time.perf_counter() - begun)
     return {"tokens_per_s": ROWS * LENGTH / median(seconds[WARM_UP:]), "losses": losses}
 
 
-def ours() -> Step:
+def ours(prompt: int = 64) -> Step:
     """The step of ``glm2.trainer``, with its own choice of threads: kernels take one a core."""
     import mindspore as ms
 
@@ -117,8 +128,8 @@ def ours() -> Step:
     }  # fmt: skip
     overrides = [f"model.model_config.{key}={value}" for key, value in shape.items()]
     overrides += [
-        f"train_dataset.max_source_length={PROMPT}",
-        f"train_dataset.max_target_length={LENGTH - PROMPT - 1}",
+        f"train_dataset.max_source_length={prompt}",
+        f"train_dataset.max_target_length={LENGTH - prompt - 1}",
     ]
     settings = load_settings(find_config("tiny_cpu"), overrides)
     start(settings.device, Layout(), {})
