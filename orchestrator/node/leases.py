@@ -55,10 +55,13 @@ def take_lease(workdir: str, name: str, holder: Json) -> Lock:
     if lock is None:
         other = read_json(path) or {}
         run = other.get("run_id", "unknown")
+        hint = f"wait for run {run} to end (launch --wait), or stop it with: glm2-orch stop {run}"
+        if name.startswith("port_"):
+            hint = "launch again, and another port is chosen, unless scheduler_port names this one"
         raise NodeError(
             "busy",
             f"{name} is held by run {run} (supervisor pid {other.get('pid', 'unknown')})",
-            f"wait for run {run} to end (launch --wait), or stop it with: glm2-orch stop {run}",
+            hint,
         )
     return lock
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import importlib.util
 import ipaddress
 import json
@@ -58,7 +59,7 @@ def facts(devices: Sequence[int], workdir: str, port: Optional[int], tools: bool
         "device_ip_errors": {str(device): text for device, text in ip_errors.items()},
         "workdir": check_workdir(workdir),
         "shm_free_bytes": _free_bytes("/dev/shm"),
-        "free_port": None if port is None else free_port(port),
+        "free_port": None if port is None else free_port(port, workdir),
         "uid": os.getuid(),
         "user": _user(),
         "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
@@ -265,10 +266,24 @@ def check_workdir(path: str) -> Dict[str, Any]:
     }
 
 
-def free_port(base: int) -> Optional[int]:
-    """The first TCP port from ``base`` up that nobody has on any interface; None without one."""
-    candidates = range(base, min(base + _PORTS_TRIED, 65536))
-    return next((port for port in candidates if _is_free(port)), None)
+def free_port(base: int, workdir: str) -> Optional[int]:
+    """The first TCP port from ``base`` up that nobody has on any interface, and that no run has
+    leased; None without one."""
+    for port in range(base, min(base + _PORTS_TRIED, 65536)):
+        if not _is_leased(port, workdir) and _is_free(port):
+            return port
+    return None
+
+
+def _is_leased(port: int, workdir: str) -> bool:
+    """Whether a supervisor has the port for a scheduler that may not listen yet; see leases.py."""
+    name = "{}.port_{}.lock".format(os.uname().nodename, port)
+    try:
+        with open(os.path.join(workdir, "leases", name), "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
 
 
 def _is_free(port: int) -> bool:

@@ -126,7 +126,10 @@ def _host_plan(
     job = launch.job
     run_dir = f"{host.workdir.rstrip('/')}/runs/{job.run_id}"
     processes = []
+    leases = [f"device_{device}" for device in host.devices]
     if scheduler is not None and first_rank == 0:
+        # Long before the scheduler listens: two launches at one moment find the same port free.
+        leases.append(f"port_{scheduler.port}")
         place = Place(job, host, run_dir, SCHEDULER)
         command = (host.python, "-m", "glm2", "scheduler")
         env = scheduler_environment(place, scheduler)
@@ -146,7 +149,7 @@ def _host_plan(
         argv = tuple(staged_text(word, job, host) for word in argv)
         env = tuple((name, staged_text(value, job, host)) for name, value in env)
         processes.append(PlannedProcess(place.name, rank, device, argv, env))
-    files = [PlannedFile(SPEC_FILE, _spec(job, host, processes))]
+    files = [PlannedFile(SPEC_FILE, _spec(job, host, leases, processes))]
     if job.config is not None:
         files.append(PlannedFile(CONFIG_FILE, _config_text(job, host, run_dir)))
     if table is not None:
@@ -215,7 +218,7 @@ def _config_text(job: Job, host: Host, run_dir: str) -> str:
     return dump(staged_values(config, job, host))
 
 
-def _spec(job: Job, host: Host, processes: Sequence[PlannedProcess]) -> str:
+def _spec(job: Job, host: Host, leases: Sequence[str], processes: Sequence[PlannedProcess]) -> str:
     """``spec.json`` of the host's supervisor (docs/contracts.md, contract 2)."""
     spec = {
         "schema": 1,
@@ -224,7 +227,7 @@ def _spec(job: Job, host: Host, processes: Sequence[PlannedProcess]) -> str:
         "workdir": host.workdir,
         "grace_s": job.grace_s,
         "heartbeat_s": job.heartbeat_s,
-        "leases": [f"device_{device}" for device in host.devices],
+        "leases": list(leases),
         "processes": [
             {
                 "name": process.name,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.node import probe
+from orchestrator.node import leases, probe
+from orchestrator.node.failure import NodeError
 from orchestrator.planning.facts import parse_facts
 from tests.cluster.node.conftest import find_python
 from tests.cluster.node.host import alive, wait_until
@@ -257,7 +258,21 @@ def test_free_port(machine: Machine, taken: List[int]) -> None:
     found = machine.probe("--port", str(taken[0]))["free_port"]
     assert found > taken[1]
     assert machine.probe()["free_port"] is None
-    assert probe.free_port(65536) is None
+    assert probe.free_port(65536, str(machine.workdir)) is None
+
+
+def test_a_port_that_a_run_has_leased_is_not_free(machine: Machine, taken: List[int]) -> None:
+    """Its scheduler does not listen before MindSpore is imported."""
+    folder = machine.workdir / "leases"
+    folder.mkdir(parents=True)
+    first = machine.probe("--port", str(taken[1]))["free_port"]
+    lease = leases.take_lease(str(machine.workdir), f"port_{first}", {"run_id": "r1"})
+    assert machine.probe("--port", str(first))["free_port"] > first
+    with pytest.raises(NodeError, match=f"port_{first} is held by run r1") as refused:
+        leases.take_lease(str(machine.workdir), f"port_{first}", {"run_id": "r2"})
+    assert "another port is chosen" in str(refused.value.hint)
+    lease.release()
+    assert machine.probe("--port", str(first))["free_port"] == first
 
 
 @pytest.mark.parametrize("version", ["own", "3.7", "3.8", "3.13"])

@@ -288,7 +288,7 @@ def test_the_specification_of_the_supervisor() -> None:
         "workdir": "/data",
         "grace_s": 4.5,
         "heartbeat_s": 1.0,
-        "leases": ["device_3", "device_5"],
+        "leases": ["device_3", "device_5", "port_8118"],
         "processes": [
             {"name": "scheduler", "rank": None, "argv": ["bash", "ranks/scheduler/launch.sh"]},
             {"name": "rank_0", "rank": 0, "argv": ["bash", "ranks/rank_0/launch.sh"]},
