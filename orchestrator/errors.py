@@ -19,7 +19,8 @@
     ├── JobHung                  7   no progress, or a time limit passed
     ├── JobCancelled             8   stopped on request
     ├── Busy                     9   devices or run folder held by another run
-    │   └── Fenced                   another controller has taken the run over
+    │   ├── Fenced                   another controller has taken the run over
+    │   └── PortTaken                another run has the port of MindSpore's scheduler
     ├── CheckpointError         10   incomplete, corrupt or inconsistent
     ├── PartialFailure          11   some hosts succeeded, some did not
     └── HostErrors               *   several hosts failed; the status of the gravest of them
@@ -171,6 +172,10 @@ class Busy(OrchError):
 
 class Fenced(Busy):
     code = "fenced"
+
+
+class PortTaken(Busy):
+    code = "port-taken"
 
 
 class CheckpointError(OrchError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Callable, Dict, Iterator, Mapping, Optional, Tuple
 
 from orchestrator.cli.output import say
-from orchestrator.errors import Busy, HostErrors, OrchError
+from orchestrator.errors import Busy, HostErrors, OrchError, PortTaken
 
 if TYPE_CHECKING:
     from orchestrator.engine.launch import OpenRun
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from orchestrator.runs.layout import RunPaths, RunStore
     from orchestrator.runs.lease import Lease
     from orchestrator.transport.base import Transport
+
+
+PORTS_TRIED = 10
+"""So often another run may be faster in taking a port, before a launch gives up."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def started(
     """The run with all its ranks started. It is controlled from here until the block ends.
 
     A host that fails before the start is replaced by a spare, where there is one, and all is
-    begun anew; so it is when another run was faster in taking a device and we may wait.
+    begun anew; so it is when another run was faster in taking a device and we may wait, or in
+    taking a port that was free a moment ago.
     ``transports`` are to all hosts and spares. ``confirm`` is called with the first plan.
     """
     from orchestrator.cli.plan import say_notes
@@ -63,6 +68,7 @@ def started(
     until = math.inf if wanted.wait is None else time.monotonic() + wanted.wait
     paths: Optional[RunPaths] = None
     held: Optional[Lease] = None
+    ports = 0 if wanted.job.scheduler_port is not None else PORTS_TRIED
     try:
         while True:
             plan, facts = _planned(wanted, transports, until)
@@ -88,6 +94,11 @@ def started(
                     inventory, notes = spare
                     run.journal.append("replanned", notes=list(notes))
                     wanted = replace(wanted, inventory=inventory, notes=(*wanted.notes, *notes))
+                elif isinstance(error, PortTaken) and ports > 0:
+                    ports -= 1
+                    note = f"{error}; another port is chosen"
+                    say(f"note: {note}")
+                    run.journal.append("replanned", notes=[note])
                 elif wanted.wait is None or not _is_busy(error) or time.monotonic() >= until:
                     give_up(run.journal, error)
                     raise

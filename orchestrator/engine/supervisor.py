@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Tuple, Type
 
-from orchestrator.errors import Busy, Fenced, HostNotReady, OrchError, SpecError
+from orchestrator.errors import Busy, Fenced, HostNotReady, OrchError, PortTaken, SpecError
 from orchestrator.transport.base import Stream, Transport
 
 Answer = Dict[str, Any]
@@ -90,8 +90,9 @@ class Supervisor:
                 hint=f"try by hand on {self.host}: {' '.join(self._argv(command))}",
             )
         kind: Type[OrchError] = {9: Busy, 3: SpecError}.get(status, HostNotReady)
-        if error.get("code") == Fenced.code:
-            kind = Fenced
+        for narrower in (Fenced, PortTaken):
+            if error.get("code") == narrower.code:
+                kind = narrower
         return kind(str(error.get("message")), hint=str(error.get("hint", "")), host=self.host)
 
 

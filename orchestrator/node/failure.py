@@ -6,7 +6,9 @@ TYPE_CHECKING = False  # see light.py
 if TYPE_CHECKING:
     from typing import Any, Dict
 
-EXIT_STATUS = {"error": 1, "usage": 2, "spec": 3, "host-not-ready": 4, "busy": 9, "fenced": 9}
+EXIT_STATUS = {
+    "error": 1, "usage": 2, "spec": 3, "host-not-ready": 4, "busy": 9, "fenced": 9, "port-taken": 9
+}  # fmt: skip
 """Exit status for each code; the same numbers as on the controller."""
 
 

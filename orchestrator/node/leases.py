@@ -49,19 +49,17 @@ def take(path: str, holder: Json) -> Optional[Lock]:
 
 
 def take_lease(workdir: str, name: str, holder: Json) -> Lock:
-    """Take the lease ``name`` of this host. Raises NodeError (busy) that names the holder."""
+    """Take the lease ``name`` of this host. Raises NodeError (busy, or port-taken) that names the
+    holder."""
     path = path_of(workdir, name)
     lock = take(path, holder)
     if lock is None:
         other = read_json(path) or {}
         run = other.get("run_id", "unknown")
-        hint = f"wait for run {run} to end (launch --wait), or stop it with: glm2-orch stop {run}"
-        if name.startswith("port_"):
-            hint = "launch again, and another port is chosen, unless scheduler_port names this one"
         raise NodeError(
-            "busy",
+            "port-taken" if name.startswith("port_") else "busy",
             f"{name} is held by run {run} (supervisor pid {other.get('pid', 'unknown')})",
-            hint,
+            f"wait for run {run} to end (launch --wait), or stop it with: glm2-orch stop {run}",
         )
     return lock
 

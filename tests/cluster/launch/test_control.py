@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from orchestrator.runs.journal import Journal
-from tests.cluster.launch.conftest import processes_of, standin
+from tests.cluster.launch.conftest import processes_of, standin, without_scheduler
 from tests.cluster.sshd import wait_until
 
 HANG = ("--env", "STANDIN_HANG=1")
@@ -160,3 +161,25 @@ def test_what_a_dead_run_left_is_ended_before_the_next(cli, loopback, tmp_path):
     (swept,) = events(cli.run("next-run"), "swept")
     assert (swept["run_id"], swept["left"]) == ("dead-run", [])
     assert cli("stop", "dead-run").status == 0
+
+
+def test_two_launches_at_one_moment_take_two_ports_on_their_common_host(cli, loopback, tmp_path):
+    """The port of MindSpore's scheduler: it is free until one of them has it."""
+    cluster = loopback(1)
+    host = replace(cluster.hosts[0], python=str(without_scheduler(tmp_path)))
+    inventory = cluster.inventory(hosts=[host])
+    launch = ("launch", "-i", inventory, "--detach", *HANG, *standin(3, "dynamic_cluster"))
+    names = ("left", "right")
+    both = [
+        cli.start(*launch, "--run-id", name, "--devices", devices, "finetune")
+        for name, devices in zip(names, ("[0,1)", "[1,2)"))
+    ]
+    for process in both:
+        _, talk = process.communicate(timeout=120)
+        assert process.returncode == 0, talk
+    specs = [Path(host.workdir, "runs", name, "spec.json") for name in names]
+    ports = [json.loads(spec.read_text())["leases"][-1] for spec in specs]
+    assert all(port.startswith("port_") for port in ports)
+    assert len(set(ports)) == 2
+    for name in names:
+        assert cli("stop", name, "--grace", "1").status == 0
