@@ -9,14 +9,16 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
+from orchestrator.engine import payload
 from orchestrator.engine.hosts import connected, load_hosts, on_each
 from orchestrator.engine.launch import OpenRun
-from orchestrator.errors import Busy, OrchError, PlanError
+from orchestrator.errors import Busy, HostNotReady, OrchError, PlanError
 from orchestrator.notifications.announcer import Announcer
 from orchestrator.planning.plan import Plan, plan_from_json
 from orchestrator.runs import lease
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.layout import RunPaths
+from orchestrator.transport.base import Transport
 from orchestrator.transport.pool import Outcome
 from orchestrator.watching.reducer import STOP_REASON
 
@@ -96,9 +98,20 @@ def stop_run(run: OpenRun, *, grace_s: float, progress: Progress) -> List[Outcom
     if not ended(run.paths):
         run.journal.append("decision", action="stop", rule="stop-requested", evidence={})
 
-    def stop(transport: Any) -> Answer:
-        supervisor = run.supervisor(plans[transport.name])
-        return supervisor.stop(STOP_REASON, grace_s=grace_s)
+    def stop(transport: Transport) -> Answer:
+        host = plans[transport.name]
+        try:
+            return run.supervisor(host).stop(STOP_REASON, grace_s=grace_s)
+        except HostNotReady:
+            if transport.run(["test", "-e", host.run_dir]).ok:
+                raise
+        # A launch that was given up, or a run whose folder was removed since: the node side is
+        # sent once more, to look for what may be left.
+        try:
+            transport.put(payload.host_files(run.plan, host), host.run_dir)
+            return run.supervisor(host).stop(STOP_REASON, grace_s=grace_s)
+        finally:
+            transport.run(["rm", "-rf", "--", host.run_dir], timeout=60)
 
     outcomes = on_each(run.transports, "stopping", stop, progress)
     for outcome in outcomes:

@@ -111,6 +111,10 @@ def test_a_spare_takes_the_place_of_a_host_that_cannot_be_armed(cli, loopback):
     # Whoever had been armed by then is undone.
     assert not any(Path(host.workdir, "runs", "whole").exists() for host in cluster.hosts)
     wait_until(lambda: processes_of("whole") == [], "the end of those that armed")
+    stopped = cli("stop", "whole")
+    assert stopped.status == 0, stopped.stderr
+    assert "2 of 2 hosts are clean" in stopped.stderr
+    assert not any(Path(host.workdir, "runs", "whole").exists() for host in cluster.hosts)
     names = [host.name for host in cluster.hosts]
     groups = {"workers": {"hosts": names[:2]}, "spares": {"hosts": names[2:]}}
     inventory = cluster.inventory(groups=groups)
