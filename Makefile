@@ -8,11 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 LOOPBACK_PORT ?= 2222
 
-.PHONY: help setup demo test lint format docs bench loopback-up loopback-down clean
+.PHONY: help setup demo test test-all lint format docs bench loopback-up loopback-down clean
 
 help:
 	@echo 'make demo    set up, then train, collect, merge, evaluate and predict on this machine'
 	@echo 'make test    set up, then lint and run all tests (PYTEST_ARGS="-k name" narrows them)'
+	@echo 'make test-all  the same with the slowest tests that are much like others'
 	@echo 'make drill   every fault at every moment on ssh servers of this machine, see docs/drill.md'
 	@echo 'make lint    ruff, mypy --strict, import contracts'
 	@echo 'make format  let ruff format the code'
@@ -39,6 +40,9 @@ demo: $(VENV)/.worker
 
 test: $(VENV)/.test sshd chromium cron lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: PYTEST_ARGS += -m ''
+test-all: test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -16,10 +16,10 @@ ONE = Shape()
 DENSE = "transformer.encoder.layers.1.self_attention.dense."
 DENSE_A, DENSE_B = DENSE + "mindpet_delta_lora_a", DENSE + "mindpet_delta_lora_b"
 LAYOUTS = [
-    pytest.param(Shape(data=2), marks=pytest.mark.slow),
+    pytest.param(Shape(data=2), marks=pytest.mark.thorough),
     pytest.param(Shape(model=2, more=("parallel_config.vocab_emb_dp=False",)), id="mp2-vocabulary"),
-    pytest.param(Shape(data=2, model=2), marks=pytest.mark.slow),
-    pytest.param(Shape(data=2, shared=True), marks=pytest.mark.slow),
+    pytest.param(Shape(data=2, model=2), marks=pytest.mark.thorough),
+    pytest.param(Shape(data=2, shared=True), marks=pytest.mark.thorough),
     Shape(data=2, model=2, shared=True),
     pytest.param(Shape(model=4), id="mp4-two-groups"),
 ]
