@@ -7,7 +7,7 @@ one that records what it would send (``glm2.collectives.counted``): Ascend's nat
 ring. The least is that of Megatron's scheme: 2·(n-1)/n of the gradients' bytes among data-parallel
 ranks (half of it each for reduce-scatter and all-gather where the optimizer's state is shared),
 and 2·(n-1)/n of the activations' bytes for each of 4 sums a layer and one of the output layer among
-model-parallel ranks. Nothing is run on Ascend.
+model-parallel ranks, the last three of them of the learned tokens. Nothing is run on Ascend.
 
 Scaling: the same rows on one rank that is bound to one core, and on two ranks that are bound to a
 core each: MindSpore's kernels use all cores they may, whatever number of threads is asked for.
