@@ -279,10 +279,15 @@ def _is_leased(port: int, workdir: str) -> bool:
     """Whether a supervisor has the port for a scheduler that may not listen yet; see leases.py."""
     name = "{}.port_{}.lock".format(os.uname().nodename, port)
     try:
-        with open(os.path.join(workdir, "leases", name), "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock = os.open(os.path.join(workdir, "leases", name), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(lock)
     return False
 
 
