@@ -15,7 +15,7 @@ class DrillTimeout(Exception):
     """What a drill waited for did not come."""
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 15.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Return as soon as ``condition()`` holds. Raises DrillTimeout that names ``what``."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -139,7 +139,7 @@ def _wait_for_progress(scene: Scene) -> None:
 
 def _left(scene: Scene) -> List[str]:
     with suppress(DrillTimeout):  # what was killed a moment ago may not be gone yet
-        wait_until(lambda: not scene.left(), "the end of all")
+        wait_until(lambda: not scene.left(), "the end of all", 15.0)
     left = scene.left()
     return [f"left behind: {', '.join(left)}"] if left else []
 

@@ -65,9 +65,12 @@ def record_file(paths: RunPaths) -> Path:
 def keep(paths: RunPaths, record: Record) -> None:
     """Write how this attempt was launched (0600: the options may hold secrets)."""
     text = json.dumps({"schema": 1, **asdict(record)}, indent=1, ensure_ascii=False, default=list)
-    fd = os.open(record_file(paths), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # Whole or not at all: a controller may stand still at any moment, and another takes over.
+    temporary = record_file(paths).with_suffix(".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as stream:
         stream.write(text + "\n")
+    os.replace(temporary, record_file(paths))
 
 
 def kept(paths: RunPaths) -> Optional[Record]:

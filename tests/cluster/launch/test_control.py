@@ -43,7 +43,11 @@ def test_a_controller_that_hung_is_taken_over_from_and_told(cli, two_hosts):
     first.send_signal(signal.SIGSTOP)
     second = cli.start("attach", "held", "--take-over")
     lock = cli.run("held").lock
-    wait_until(lambda: json.loads(lock.read_bytes())["epoch"] == 2, "the second controller")
+    wait_until(
+        lambda: second.poll() is not None or json.loads(lock.read_bytes())["epoch"] == 2,
+        "the second controller",
+    )
+    assert second.poll() is None, second.communicate()
     wait_until(lambda: events(cli.run("held"), "take-over"), "the take-over")
     notes = [Path(host.workdir, "runs/held/controller.json") for host in two_hosts.hosts]
     wait_until(lambda: all('"epoch":2' in note.read_text() for note in notes), "the claims")

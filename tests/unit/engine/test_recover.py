@@ -56,6 +56,21 @@ def test_what_is_kept_is_read_again(store):
         kept(paths)
 
 
+def test_what_was_kept_stays_until_the_new_is_whole(store, monkeypatch):
+    """The controller may be stopped in between, and another take over."""
+    paths, _ = attempt(store)
+    before = kept(paths)
+
+    def stand_still(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", stand_still)
+        with pytest.raises(SystemExit):
+            keep(paths, Record("job", 2, Policy(), OPTIONS, "/"))
+    assert kept(paths) == before
+
+
 def test_a_long_name_leaves_room_for_its_number():
     record = Record("x" * 64, 12, Policy(), {}, "/")
     assert len(record.run_id) <= 64
