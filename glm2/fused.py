@@ -28,11 +28,19 @@ class RowSums(nn.Cell):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.as_product = ms.get_context("device_target") == "CPU"
+        self.size = size
         self.ones = Tensor(np.ones(size, np.float32))
+        self.share = Tensor(np.full(size, 1.0 / size, np.float32))
         self.product = ops.MatMul()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.weighted(x, self.ones) if self.as_product else x.sum(-1, keepdims=True)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Means in place of the sums."""
+        if self.as_product:
+            return self.weighted(x, self.share)
+        return x.sum(-1, keepdims=True) * (1.0 / self.size)
 
     def weighted(self, x: Tensor, weights: Tensor) -> Tensor:
         """Sums of ``x · weights``, the latter [size]."""
@@ -97,7 +105,6 @@ class RootMeanSquare(nn.Cell):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.size, self.eps = size, eps
-        self.share = Tensor(np.full(size, 1.0 / size, np.float32))
         self.twice = Tensor(np.full(size, 2.0 / size, np.float32))
         self.row_sums, self.column_sums = RowSums(size), ColumnSums()
         self.outer, self.root_gradient = Outer(), RsqrtGrad()
@@ -116,7 +123,7 @@ class RootMeanSquare(nn.Cell):
             normed, _, variance = self.layer_norm(pairs, weight, self.zeros)
             first = self.cut(normed, (0, 0, 0), (rows, 1, self.size))
             return first.reshape(x.shape), ops.rsqrt(variance.reshape((rows, 1)) + self.eps)
-        factor = ops.rsqrt(self.row_sums.weighted(x * x, self.share) + self.eps)
+        factor = ops.rsqrt(self.row_sums.mean(x * x) + self.eps)
         return x * self.outer(factor, weight), factor
 
     def bprop(

@@ -131,7 +131,7 @@ def _planned(
     chosen: Dict[str, Transport] = {host.name: transports[host.name] for host in hosts}
     if wanted.wait is not None:
         left = None if until == math.inf else max(0.0, until - time.monotonic())
-        wait_for_devices(hosts, chosen, left, say)
+        wait_for_devices(hosts, chosen, left, say, port=wanted.job.scheduler_port)
     ask = requests.facts_checked if wanted.preflight else requests.facts_unchecked
     facts = ask(wanted.inventory, wanted.job, chosen)
     return plan(wanted.inventory, wanted.job, facts, wanted.notes), facts

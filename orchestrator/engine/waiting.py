@@ -25,15 +25,17 @@ def wait_for_devices(
     seconds: Optional[float],
     say: Callable[[str], None],
     *,
+    port: Optional[int] = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Return when no device of ``hosts`` is leased; whom it waits for is said, and said again
-    when that changes. Raises Busy after ``seconds`` (None: never)."""
+    """Return when no device of ``hosts`` is leased, nor the ``port`` that MindSpore's scheduler
+    is to have on the first of them; whom it waits for is said, and said again when that changes.
+    Raises Busy after ``seconds`` (None: never)."""
     until = None if seconds is None else clock() + seconds
     told: Holders = ()
     while True:
-        found = holders(hosts, transports)
+        found = holders(hosts, transports, port)
         if not found:
             return
         if until is not None and clock() >= until:
@@ -48,14 +50,18 @@ def wait_for_devices(
         sleep(_POLL_S if until is None else min(_POLL_S, max(0.0, until - clock())))
 
 
-def holders(hosts: Sequence[Host], transports: Mapping[str, Transport]) -> Holders:
-    """Who holds devices of the hosts now. Nothing has to be on the hosts for it."""
+def holders(
+    hosts: Sequence[Host], transports: Mapping[str, Transport], port: Optional[int] = None
+) -> Holders:
+    """Who holds devices of the hosts now, or the port. Nothing has to be on the hosts for it."""
     program = (Path(orchestrator.node.__path__[0]) / "holders.py").read_bytes()
     by_name = {host.name: host for host in hosts}
 
     def ask(transport: Transport) -> List[Dict[str, Any]]:
         host = by_name[transport.name]
         names = [f"device_{device}" for device in host.devices]
+        if port is not None and host is hosts[0]:
+            names.append(f"port_{port}")
         done = transport.run([host.python, "-", host.workdir, *names], stdin=program)
         answer = last_object(done.stdout)
         if not done.ok or not isinstance(answer, dict):
@@ -79,6 +85,8 @@ def holders(hosts: Sequence[Host], transports: Mapping[str, Transport]) -> Holde
 
 def _sentence(found: Holders) -> str:
     host, run, leases = found[0]
-    count = f"{len(leases)} device" + "s" * (len(leases) != 1)
+    ports = [name.replace("_", " ") for name in leases if name.startswith("port_")]
+    devices = len(leases) - len(ports)
+    held = [f"{devices} device" + "s" * (devices != 1)] if devices else []
     more = f", and {len(found) - 1} more hosts" if len(found) > 1 else ""
-    return f"run {run} holds {count} of {host}{more}"
+    return f"run {run} holds {' and '.join([*held, *ports])} of {host}{more}"

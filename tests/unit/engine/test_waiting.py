@@ -44,6 +44,23 @@ def test_it_is_said_for_whom_and_over_when_nobody_holds_them(host):
     assert said == ["waiting: run one holds 2 devices of a", "waiting: run one holds 1 device of a"]
 
 
+def test_a_port_that_the_launch_must_have_is_waited_for_on_the_first_host_alone(host):
+    first, second = held(host, "device_0", "one"), held(host, "port_8118", "one")
+    said: List[str] = []
+    turns = iter([first.release, second.release])
+    transports = {"a": LocalTransport("a", python=sys.executable)}
+    assert holders([host], transports) == (("a", "one", ("device_0",)),)
+    other = Host(**{**vars(host), "name": "b", "devices": (7,)})
+    assert holders([other, host], {"a": transports["a"]}, 8118) == holders([host], transports)
+    wait_for_devices(
+        [host], transports, None, said.append, port=8118, sleep=lambda _: next(turns)()
+    )
+    assert said == [
+        "waiting: run one holds 1 device and port 8118 of a",
+        "waiting: run one holds port 8118 of a",
+    ]
+
+
 def test_after_its_time_it_is_busy(host):
     lock = held(host, "device_1", "one")
     now = iter([0.0, 1.0, 6.0, 6.0])
