@@ -118,15 +118,15 @@ def _make_folder(path: str, made: List[str]) -> None:
     """Like os.makedirs, but remembers what it made."""
     if os.path.isdir(path):
         return
-    if os.path.lexists(path):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     parent = os.path.dirname(path)
     if parent != path:
         _make_folder(parent, made)
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        return  # made by someone else in the meantime: theirs to remove
+        if os.path.isdir(path):
+            return  # made by someone else in the meantime: theirs to remove
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
     made.append(path)
 
 
